@@ -1,0 +1,168 @@
+"""EnvPool's C++ environments as a Stable-Baselines3 `VecEnv` with the whole contract.
+
+EnvPool's own interface differs from what SB3 needs in five ways, which this file sets right:
+
+- it resets on the step *after* the end: here the ended environments are reset at once, by their ids;
+- it reports an end at the time limit as a truncation even if the task ended in that very step: here EnvPool gets no
+  time limit, the adapter counts the steps itself, and `TimeLimit.truncated` is true for time limits only;
+- observations are float64, some in pieces: here they are the reference environment's, in its order and dtype;
+- the bounds of some spaces are wrong: here the spaces are the reference's;
+- it seeds at construction only: here `seed` rebuilds the pool at the next `reset`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
+
+from .suite import EnvError, PoolTask
+
+NO_LIMIT = 2**31 - 1  # steps; EnvPool stores it as int32
+
+
+class EnvPoolVecEnv(VecEnv):
+    """A vector of EnvPool environments.
+
+    Observations are (n_envs, *shape) in the dtype of ``reference.observation_space``, rewards (n_envs,) float32, dones
+    (n_envs,) bool. Only the infos of ended episodes have entries: ``terminal_observation``, ``TimeLimit.truncated``
+    and the last values of what EnvPool reports (``success``, ``x_velocity``, ...).
+
+    :param task: EnvPool's task
+    :param reference: an environment of `make_env` whose spaces, spec and time limit are taken over; it is not stepped
+    :param n_envs: number of environments
+    :param num_threads: threads that step them; by default one per environment, at most one per core
+    :param kwargs: the task's arguments, from ``task.arguments``
+    """
+
+    def __init__(
+        self, task: PoolTask, reference: gym.Env, n_envs: int, num_threads: int | None = None, **kwargs: Any
+    ) -> None:
+        self._task, self._kwargs = task, kwargs
+        self._num_threads = num_threads or min(n_envs, os.cpu_count() or 1)
+        self._limit = (reference.spec and reference.spec.max_episode_steps) or NO_LIMIT
+        self._attributes = {"render_mode": None, "spec": reference.spec, "metadata": reference.metadata}
+        self.spec = reference.spec
+        self.metadata = reference.metadata
+        super().__init__(n_envs, reference.observation_space, reference.action_space)
+        self._ids = np.arange(n_envs, dtype=np.int32)
+        self._lengths = np.zeros(n_envs, dtype=np.int64)
+        self._pool: Any = None
+        self.seed()
+
+    def _build(self, seeds: Sequence[int]) -> None:
+        import envpool
+
+        self._pool = envpool.make_gymnasium(
+            self._task.pool_id,
+            num_envs=self.num_envs,
+            num_threads=self._num_threads,
+            env_seed=[seed % 2**31 for seed in seeds],
+            max_episode_steps=NO_LIMIT,
+            **self._task.config,
+            **self._kwargs,
+        )
+        keys = list(self._pool._state_keys)
+        self._columns = {key: keys.index(key) for key in ("reward", "done")}
+        self._info_columns = {
+            key.removeprefix("info:"): index
+            for index, key in enumerate(keys)
+            if key.startswith("info:") and not key.endswith("env_id")
+        }
+        self._obs_columns = [index for index, key in enumerate(keys) if key.startswith("obs")]
+        self._action_type = self._pool._spec._action_spec[-1][0]
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Seed environment i with ``seed + i``; this takes effect at the next `reset`."""
+        return super().seed(seed)
+
+    def reset(self) -> np.ndarray:
+        """Reset all environments.
+
+        :return: (n_envs, *shape) observations
+        :raises EnvError: if options were set, which EnvPool cannot take
+        """
+        if any(self._options):
+            raise EnvError("EnvPool's environments take no reset options: use backend='dummy' or backend='subproc'.")
+        if self._seeds[0] is not None:
+            self._build([seed or 0 for seed in self._seeds])
+            self._reset_seeds()
+        self._lengths[:] = 0
+        return self._reset(self._ids)
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Send the actions, (n_envs, d) or (n_envs,) where they are discrete; the physics runs from here on."""
+        # The pool's `send` and `recv` build trees of dicts around these two calls, which take a quarter of a step.
+        self._pool._send([self._ids, self._ids, np.ascontiguousarray(actions, dtype=self._action_type)])
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """Wait for the step that `step_async` began; see the class for what comes back."""
+        state = self._pool._recv()
+        observations = self._observations(state)
+        rewards, terminated = state[self._columns["reward"]], state[self._columns["done"]]
+        self._lengths += 1
+        dones = terminated | (self._lengths >= self._limit)
+        infos: list[dict[str, Any]] = [{} for _ in range(self.num_envs)]
+        if dones.any():
+            self._end_episodes(np.flatnonzero(dones).astype(np.int32), state, observations, terminated, infos)
+        return observations, rewards, dones, infos
+
+    def _end_episodes(
+        self,
+        ended: np.ndarray,
+        state: list[np.ndarray],
+        observations: np.ndarray,
+        terminated: np.ndarray,
+        infos: list[dict[str, Any]],
+    ) -> None:
+        """Reset the ended environments; write their first observations into `observations` and fill their infos."""
+        for i in ended:
+            infos[i] = {name: state[column][i] for name, column in self._info_columns.items()}
+            infos[i]["terminal_observation"] = observations[i].copy()
+            infos[i]["TimeLimit.truncated"] = not bool(terminated[i])
+        observations[ended] = self._reset(ended)
+        self._lengths[ended] = 0
+
+    def _reset(self, ids: np.ndarray) -> np.ndarray:
+        self._pool._reset(ids)
+        return self._observations(self._pool._recv())
+
+    def _observations(self, state: list[np.ndarray]) -> np.ndarray:
+        """(n, *shape) observations in the dtype of the space, in fresh memory."""
+        dtype = self.observation_space.dtype
+        if len(self._obs_columns) == 1:
+            return state[self._obs_columns[0]].astype(dtype)
+        count = len(state[self._columns["done"]])
+        return np.concatenate([state[c].reshape(count, -1) for c in self._obs_columns], axis=1, dtype=dtype)
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """``render_mode``, ``spec`` or ``metadata``, once per environment; there is no other attribute to read."""
+        if attr_name not in self._attributes:
+            raise AttributeError(
+                f"EnvPool's environments live in C++ and have no attribute '{attr_name}': use backend='dummy'."
+            )
+        return [self._attributes[attr_name] for _ in self._get_indices(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Refused: the environments live in C++."""
+        raise EnvError(f"EnvPool's environments live in C++, so '{attr_name}' cannot be set: use backend='dummy'.")
+
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+        """Refused: the environments live in C++."""
+        raise EnvError(f"EnvPool's environments live in C++, so '{method_name}' cannot be called: use backend='dummy'.")
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """False for each: no Python wrapper is around an environment in C++."""
+        return [False for _ in self._get_indices(indices)]
+
+    def close(self) -> None:
+        """Stop the threads."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None

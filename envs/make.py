@@ -1,0 +1,162 @@
+"""The one door to every environment: `make_env` for one, `make_vec` for a Stable-Baselines3 `VecEnv` of many."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+
+from . import mujoco, registered
+from .suite import EnvError, PoolTask, Suite, cast_observations
+
+logger = logging.getLogger("tether")
+
+SUITES: tuple[Suite, ...] = (mujoco.SUITE, registered.SUITE)
+BACKENDS = ("auto", "dummy", "subproc", "envpool")
+
+
+def list_envs() -> dict[str, list[str]]:
+    """The ids that can be made with what is installed, by suite."""
+    return {suite.name: ids for suite in SUITES if (ids := suite.ids())}
+
+
+def make_env(env_id: str, *, flatten: bool = True, render_mode: str | None = None, **kwargs: Any) -> gym.Env:
+    """Make one environment.
+
+    :param env_id: an id of `list_envs`, or any id registered with Gymnasium, also as ``module:EnvId``
+    :param flatten: give a dm_control task's observation as one float32 Box; False keeps its Dict
+    :param render_mode: as in ``gymnasium.make``
+    :param kwargs: the environment's own arguments; ``max_episode_steps`` is the time limit of every one
+    :return: observations are float32 where the environment itself gives float64, images HWC uint8
+    :raises EnvError: for an id or argument that is not known, or an id whose extra is not installed
+    """
+    suite = _suite_of(env_id)
+    try:
+        env = suite.make(env_id, flatten, render_mode, **kwargs)
+    except gym.error.UnregisteredEnv as error:
+        raise EnvError(_unknown_id(env_id)) from error
+    except TypeError as error:
+        name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        if name is None or name[1] not in kwargs:
+            raise
+        raise EnvError(f"{env_id} has no argument '{name[1]}': leave it out, or see the environment's own page.") from error
+    return cast_observations(env)
+
+
+def make_vec(
+    env_id: str,
+    n_envs: int = 1,
+    *,
+    backend: str = "auto",
+    seed: int | None = None,
+    normalize: bool | Mapping[str, Any] = False,
+    monitor_file: str | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    frame_stack: int | None = None,
+    num_threads: int | None = None,
+) -> VecEnv:
+    """Make a vector of environments whose ``info["episode"]`` tells return and length at every episode's end.
+
+    :param env_id: as in `make_env`
+    :param n_envs: number of environments
+    :param backend: ``dummy`` (one process), ``subproc`` (a process each), ``envpool`` (C++ threads), or ``auto``: the
+        fastest of them that gives the same observations and rewards; see `resolve_backend`
+    :param seed: environment i is seeded with ``seed + i``, the action space with ``seed``
+    :param normalize: wrap in ``VecNormalize``; a mapping gives its arguments
+    :param monitor_file: where to write SB3's ``monitor.csv``
+    :param env_kwargs: arguments for `make_env`
+    :param frame_stack: number of observations to stack along the last axis, or the first of images
+    :param num_threads: threads of EnvPool; by default one per environment, at most one per core
+    :return: images are CHW uint8, everything else as `make_env` gives it
+    :raises EnvError: as `make_env`, and for a backend that is not known or cannot serve the id, or ``n_envs < 1``
+    """
+    kwargs = dict(env_kwargs or {})
+    chosen = resolve_backend(env_id, n_envs, backend, kwargs)
+    logger.info("%s: %d environment(s) on backend '%s'", env_id, n_envs, chosen)
+    if chosen == "envpool":
+        venv = _make_pool(env_id, n_envs, num_threads, kwargs)
+    else:
+        backend_class = SubprocVecEnv if chosen == "subproc" else DummyVecEnv
+        venv = backend_class([lambda: make_env(env_id, **kwargs) for _ in range(n_envs)])
+    venv = VecMonitor(venv, monitor_file)
+    if frame_stack:
+        venv = VecFrameStack(venv, frame_stack)
+    if normalize:
+        venv = VecNormalize(venv, **(normalize if isinstance(normalize, Mapping) else {}))
+    if seed is not None:
+        venv.seed(seed)
+        venv.action_space.seed(seed)
+    return venv
+
+
+def resolve_backend(
+    env_id: str, n_envs: int = 1, backend: str = "auto", env_kwargs: Mapping[str, Any] | None = None
+) -> str:
+    """The backend that `make_vec` takes for these arguments: ``dummy``, ``subproc`` or ``envpool``.
+
+    ``auto`` is ``envpool`` for several environments whose agreement with the reference is tested and whose arguments
+    EnvPool knows, else ``dummy``: most steps are shorter than what ``subproc`` costs to pass them between processes.
+
+    :raises EnvError: for a backend that is not known or cannot serve the id, or ``n_envs < 1``
+    """
+    if backend not in BACKENDS:
+        raise EnvError(f"There is no backend '{backend}': use one of {', '.join(BACKENDS)}.")
+    if n_envs < 1:
+        raise EnvError(f"n_envs is {n_envs}: use 1 or more.")
+    if backend in ("dummy", "subproc"):
+        return backend
+    refusal = _pool_refusal(env_id, env_kwargs or {})
+    if backend == "envpool" and refusal:
+        raise EnvError(refusal)
+    if backend == "auto" and (refusal or n_envs == 1 or not _pool_task(env_id).agrees):
+        return "dummy"
+    return "envpool"
+
+
+def _suite_of(env_id: str) -> Suite:
+    return next(suite for suite in SUITES if suite.owns(env_id))
+
+
+def _unknown_id(env_id: str) -> str:
+    known = [name for ids in list_envs().values() for name in ids]
+    near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.4)
+    hint = f"did you mean '{near[0]}'?" if near else "list_envs() gives those that are known."
+    return f"There is no environment '{env_id}': {hint}"
+
+
+def _pool_task(env_id: str) -> PoolTask:
+    task = _suite_of(env_id).pool(env_id)
+    if task is None:
+        raise EnvError(f"EnvPool does not have {env_id}: use backend='dummy' or backend='subproc'.")
+    return task
+
+
+def _pool_refusal(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
+    """Why EnvPool cannot serve the id with these arguments, in a sentence; None where it can."""
+    if importlib.util.find_spec("envpool") is None:
+        return 'EnvPool is not installed: pip install "tether-rl[envpool]".'
+    try:
+        task = _pool_task(env_id)
+    except EnvError as error:
+        return str(error)
+    for name in env_kwargs:
+        if name not in task.arguments | {"max_episode_steps"}:
+            return f"EnvPool's {env_id} does not take '{name}': leave it out, or use backend='dummy'."
+    return None
+
+
+def _make_pool(env_id: str, n_envs: int, num_threads: int | None, kwargs: dict[str, Any]) -> VecEnv:
+    from .envpool_vec import EnvPoolVecEnv
+
+    reference = make_env(env_id, **kwargs)
+    kwargs.pop("max_episode_steps", None)  # the adapter has it from the reference's spec
+    try:
+        return EnvPoolVecEnv(_pool_task(env_id), reference, n_envs, num_threads, **kwargs)
+    finally:
+        reference.close()

@@ -1,0 +1,84 @@
+"""What every suite of environments tells the one door in `make.py`: a record, the error class, and a cast to float32."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+
+class EnvError(ValueError):
+    """An environment cannot be made as asked; the message is one sentence that says what to do."""
+
+
+@dataclass(frozen=True)
+class PoolTask:
+    """How EnvPool serves one id.
+
+    :param pool_id: EnvPool's own name
+    :param agrees: whether the id passed the comparison with the reference, so that ``backend="auto"`` may take EnvPool
+    :param arguments: our keyword arguments that EnvPool takes under the same name and with the same meaning
+    :param config: EnvPool's own arguments that make it the same task as the reference
+    """
+
+    pool_id: str
+    agrees: bool
+    arguments: frozenset[str] = frozenset()
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def _no_pool(env_id: str) -> PoolTask | None:
+    return None
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One suite of environments.
+
+    :param name: as `list_envs` shows it
+    :param owns: whether an id belongs to the suite by its form, installed or not
+    :param ids: the ids that can be made now; empty where the suite's extra is not installed
+    :param make: ``make(env_id, flatten, render_mode, **kwargs)`` gives one environment
+    :param pool: EnvPool's task for an id, None where there is none
+    :param prepare: ``wrap`` of a vector environment (images, frame stacks), where the suite needs one
+    """
+
+    name: str
+    owns: Callable[[str], bool]
+    ids: Callable[[], list[str]]
+    make: Callable[..., gym.Env]
+    pool: Callable[[str], PoolTask | None] = _no_pool
+
+
+class Float32(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
+    """Give float64 observations as float32, in a Box or in the Boxes of a Dict: half the memory of every buffer."""
+
+    def __init__(self, env: gym.Env) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self)
+        super().__init__(env)
+        self.observation_space = float32_space(env.observation_space)
+
+    def observation(self, observation: Any) -> Any:
+        if isinstance(observation, dict):
+            return {key: self.observation(value) for key, value in observation.items()}
+        return observation.astype(np.float32) if observation.dtype == np.float64 else observation
+
+
+def float32_space(space: spaces.Space) -> spaces.Space:
+    """The space with every float64 Box in it as float32."""
+    if isinstance(space, spaces.Dict):
+        return spaces.Dict({key: float32_space(value) for key, value in space.items()})
+    if isinstance(space, spaces.Box) and space.dtype == np.float64:
+        # float32's rounding must not put an observation at a bound outside of it.
+        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
+        return spaces.Box(low, high, dtype=np.float32)
+    return space
+
+
+def cast_observations(env: gym.Env) -> gym.Env:
+    """Wrap the environment in `Float32` where its observations are float64."""
+    return env if float32_space(env.observation_space) == env.observation_space else Float32(env)

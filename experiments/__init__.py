@@ -1,0 +1,1 @@
+"""Experiments: the ``tether`` command and what it is made of."""

@@ -1,0 +1,43 @@
+"""The agents that the command line knows: ours, and the peers that run through the same harness."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+OURS = {
+    "MDPO": "tether.agents:MDPO",
+    "OffPolicyMDPO": "tether.agents:OffPolicyMDPO",
+}
+PEERS = {
+    "PPO": "stable_baselines3:PPO",
+    "SAC": "stable_baselines3:SAC",
+    "TD3": "stable_baselines3:TD3",
+    "DQN": "stable_baselines3:DQN",
+    "TRPO": "sb3_contrib:TRPO",
+    "CrossQ": "sb3_contrib:CrossQ",
+    "TQC": "sb3_contrib:TQC",
+}
+AGENTS = OURS | PEERS
+
+
+def canonical_name(name: str) -> str:
+    """The agent's name in its own spelling; case does not matter.
+
+    :raises UsageError: with the nearest right name
+    """
+    by_lower = {known.lower(): known for known in AGENTS}
+    if name.lower() not in by_lower:
+        raise UsageError(f"There is no agent '{name}'.{nearest(name, AGENTS)} `tether list agents` shows them all.")
+    return by_lower[name.lower()]
+
+
+def agent_class(name: str) -> type[BaseAlgorithm]:
+    """The class of an agent; imported only here, so that listing stays quick."""
+    module, attribute = AGENTS[canonical_name(name)].split(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,111 @@
+"""A run's resumable state as one folder, swapped in whole: a kill at any moment leaves the last good one.
+
+What is kept: weights, optimisers, normalisers, counters, replay buffer, the state of the random generators. What is
+not: the state of the environments, which start a new episode on resume.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+
+from .errors import UsageError
+from .manifest import write_json
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.base_class import BaseAlgorithm
+    from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+
+def save_model(model: BaseAlgorithm, path: Path) -> None:
+    """``model.save`` beside, synced, then renamed; statistics of a ``VecNormalize`` go into ``vecnormalize.pkl``."""
+    beside = path.with_name(f".new-{path.name}")
+    model.save(beside)
+    _sync(beside)
+    os.replace(beside, path)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        beside = path.with_name(".new-vecnormalize.pkl")
+        normalizer.save(str(beside))
+        os.replace(beside, path.with_name("vecnormalize.pkl"))
+
+
+def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
+    """Write the state of ``model`` to ``folder``, replacing the former checkpoint only when it is complete."""
+    new, old = folder.with_name(f"{folder.name}.new"), folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    save_model(model, new / "model.zip")
+    if getattr(model, "replay_buffer", None) is not None:
+        model.save_replay_buffer(new / "replay_buffer.pkl")  # type: ignore[attr-defined]
+    th.save(_random_state(), new / "random.pt")
+    write_json(new / "state.json", {"timesteps": model.num_timesteps, "total": model._total_timesteps})
+    for file in new.iterdir():
+        _sync(file)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest complete checkpoint: the folder, or its predecessor where a kill fell between the two renames."""
+    for candidate in (folder, folder.with_name(f"{folder.name}.old")):
+        if (candidate / "state.json").is_file():
+            return candidate
+    return None
+
+
+def load_checkpoint(cls: type[BaseAlgorithm], folder: Path, env: VecEnv, device: str) -> BaseAlgorithm:
+    """The agent as it was saved, on a fresh ``env`` (whose ``VecNormalize`` gets its statistics back).
+
+    :raises UsageError: if a file of the checkpoint cannot be read
+    """
+    try:
+        model = cls.load(folder / "model.zip", env=env, device=device)
+        if (folder / "replay_buffer.pkl").is_file():
+            model.load_replay_buffer(folder / "replay_buffer.pkl")  # type: ignore[attr-defined]
+        _restore_random_state(th.load(folder / "random.pt", weights_only=True))
+    except Exception as error:
+        raise UsageError(
+            f"The checkpoint {folder} cannot be read ({type(error).__name__}: {error}). "
+            "Delete the run's folder to start it anew, or put the folder back from a copy."
+        ) from error
+    return model
+
+
+def restore_normalizer(env: VecEnv, path: Path) -> VecNormalize:
+    """Wrap ``env`` in the ``VecNormalize`` saved at ``path``."""
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    return VecNormalize.load(str(path), env)
+
+
+def _sync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _random_state() -> dict[str, Any]:
+    version, keys, gauss = random.getstate()
+    name, mt, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - SB3 draws from the global generator
+    return {
+        "python": [version, list(keys), gauss],
+        "numpy": [name, th.as_tensor(mt.astype(np.int64)), position, has_gauss, cached],
+        "torch": th.get_rng_state(),
+    }
+
+
+def _restore_random_state(state: dict[str, Any]) -> None:
+    version, keys, gauss = state["python"]
+    random.setstate((version, tuple(keys), gauss))
+    name, mt, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, mt.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    th.set_rng_state(state["torch"])

@@ -1,0 +1,190 @@
+"""The ``tether`` command."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from .errors import UsageError
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands; nothing heavy is imported for it."""
+    parser = argparse.ArgumentParser(prog="tether", description="Train, evaluate and compare trust-region agents.")
+    from tether import __version__
+
+    parser.add_argument("--version", action="version", version=f"tether {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_study(commands)
+    _add_report(commands)
+    listing = commands.add_parser("list", help="show agents, envs or presets")
+    listing.add_argument("what", choices=("agents", "envs", "presets"))
+    listing.set_defaults(run=_list)
+    return parser
+
+
+def _add_train(commands: Any) -> None:
+    p = commands.add_parser("train", help="train one agent; the same command again continues or says that it is done")
+    p.add_argument("agent", metavar="AGENT", help="see `tether list agents`")
+    p.add_argument("--env", required=True, metavar="ID", help="environment id, see `tether list envs`")
+    p.add_argument("--steps", type=_whole, metavar="N", help="env steps (default: the preset's, else 1,000,000)")
+    p.add_argument("--seed", type=int, default=0, metavar="K")
+    p.add_argument("--n-envs", type=int, metavar="N", help="parallel environments (default: the preset's)")
+    p.add_argument("--backend", default="auto", metavar="B", help="auto, dummy, subproc or envpool (default: auto)")
+    p.add_argument("--env-kwargs", nargs="+", default=[], metavar="K=V", help="arguments of the environment")
+    p.add_argument("--hp", nargs="+", default=[], metavar="K=V", help="arguments of the agent; values are YAML, dots nest")
+    p.add_argument("--eval-every", type=_whole, metavar="N", help="env steps between evaluations (default: steps / 20)")
+    p.add_argument("--eval-episodes", type=_whole, default=10, metavar="N")
+    p.add_argument("--checkpoint-every", type=float, default=120.0, metavar="S", help="seconds between checkpoints")
+    p.add_argument("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="run folders lie below it")
+    p.add_argument("--device", default="auto", metavar="D")
+    p.add_argument("--verbose", action="store_true", help="also print SB3's table of every iteration")
+    p.set_defaults(run=_train)
+
+
+def _add_evaluate(commands: Any) -> None:
+    p = commands.add_parser("evaluate", help="evaluate a run or a saved model")
+    p.add_argument("source", type=Path, metavar="RUN_OR_MODEL")
+    p.add_argument("--env", metavar="ID", help="another environment than the one it was trained in")
+    p.add_argument("--episodes", type=_whole, default=20, metavar="N")
+    p.add_argument("--seed", type=int, default=1_000_000, metavar="K")
+    p.add_argument("--video", type=Path, metavar="FILE.mp4", help="film one more episode")
+    p.set_defaults(run=_evaluate)
+
+
+def _add_study(commands: Any) -> None:
+    p = commands.add_parser("study", help="run a matrix of agents, envs and seeds; the same command again continues")
+    p.add_argument("file", type=Path, metavar="STUDY.yaml")
+    p.add_argument("--engine", choices=("local", "ray"), default="local")
+    p.add_argument("--jobs", type=_whole, metavar="N", help="runs at a time (default: one per core)")
+    p.add_argument("--out", type=Path, default=Path("results/runs"), metavar="DIR")
+    p.add_argument("--measured", type=Path, default=Path("results/measured"), metavar="DIR", help="where finished runs go")
+    p.set_defaults(run=_study)
+
+
+def _add_report(commands: Any) -> None:
+    p = commands.add_parser("report", help="tables with intervals and learning curves from runs")
+    p.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
+    p.add_argument("--published", type=Path, metavar="DIR", help="published numbers (default: results/published if it is there)")
+    p.add_argument("--env", nargs="+", metavar="ID", help="only these environments")
+    p.add_argument("--out", type=Path, metavar="DIR", help="write report.md, summary.csv and curves.png there")
+    p.set_defaults(run=_report)
+
+
+def _whole(word: str) -> int:
+    """A whole number; 1e6 and 500_000 are accepted."""
+    try:
+        number = float(word)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a number") from None
+    if number != int(number) or number < 1:
+        raise argparse.ArgumentTypeError(f"'{word}' is not a whole number above 0")
+    return int(number)
+
+
+def _train(args: argparse.Namespace) -> int:
+    from .presets import parse_assignments
+    from .train import RunConfig, train
+
+    config = RunConfig(
+        agent=args.agent,
+        env=args.env,
+        steps=args.steps,
+        seed=args.seed,
+        n_envs=args.n_envs,
+        backend=args.backend,
+        env_kwargs=parse_assignments(args.env_kwargs, "--env-kwargs"),
+        hp=parse_assignments(args.hp, "--hp"),
+        eval_every=args.eval_every,
+        eval_episodes=args.eval_episodes,
+        checkpoint_every=args.checkpoint_every,
+        out=args.out,
+        device=args.device,
+    )
+    result = train(config, verbose=2 if args.verbose else 1)
+    if not result.finished:
+        print("\nStopped and saved. The same command goes on from here.")
+        return 130
+    if not result.fresh:
+        print(f"{result.folder} is finished already ({result.manifest['timesteps']:,} steps): nothing to do.")
+        return 0
+    rate = result.manifest["timesteps"] / max(result.manifest["wall_seconds"], 1e-9)
+    print(f"{result.folder}: {result.manifest['timesteps']:,} steps in {result.manifest['wall_seconds']:.0f} s ({rate:,.0f} steps/s)")
+    print(f"curves: tensorboard --logdir {args.out}")
+    return 0
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from .evaluate import evaluate, load_trained, record_video, summary
+
+    model, env, env_id = load_trained(args.source, args.env, n_envs=min(args.episodes, 10), seed=args.seed)
+    print(f"{type(model).__name__} on {env_id}\n{summary(evaluate(model, env, args.episodes))}")
+    env.close()
+    if args.video is not None:
+        folder = args.source if args.source.is_dir() else args.source.parent
+        frames = record_video(model, env_id, {}, args.video, folder / "vecnormalize.pkl", args.seed)
+        print(f"{args.video}: {frames} frames")
+    return 0
+
+
+def _study(args: argparse.Namespace) -> int:
+    from .study import run_study
+
+    return 1 if run_study(args.file, engine=args.engine, jobs=args.jobs, runs=args.out, measured=args.measured) else 0
+
+
+def _report(args: argparse.Namespace) -> int:
+    from .report import report
+
+    published = args.published
+    if published is None and Path("results/published").is_dir():
+        published = Path("results/published")
+    print(report(args.runs, published=published, out=args.out, envs=args.env))
+    return 0
+
+
+def _list(args: argparse.Namespace) -> int:
+    from .catalogue import AGENTS, OURS
+    from .presets import read_presets
+
+    if args.what == "agents":
+        for name, place in AGENTS.items():
+            print(f"{name:16s} {'Tether' if name in OURS else 'peer':8s} {place.replace(':', '.')}")
+    elif args.what == "presets":
+        for name in AGENTS:
+            print(f"{name:16s} {', '.join(read_presets(name)) or 'the class defaults'}")
+    else:
+        from tether.envs import list_envs
+
+        for suite, ids in list_envs().items():
+            print(f"{suite}:\n  " + "\n  ".join(ids))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command.
+
+    :return: exit code: 0 done, 1 something failed, 2 the command cannot be run as given, 130 interrupted
+    """
+    args = build_parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except KeyboardInterrupt:
+        return 130
+    except UsageError as error:
+        sentence = str(error)
+    except ValueError as error:
+        # The libraries' own refusals (an env, an agent's argument, a number that is not finite) are sentences, too.
+        if not type(error).__module__.startswith("tether"):
+            raise
+        sentence = str(error)
+    print(f"tether: {sentence}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

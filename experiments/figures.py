@@ -1,0 +1,189 @@
+"""Learning curves as a picture: a panel per environment, a line per agent."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from itertools import zip_longest
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from .runs import FloatArray, Row, Run
+from .statistics import interval, iqm
+
+# The agents of this library stand out; the peers that they are measured against stay in the background.
+COLOURS = {
+    "MDPO": "#1f5fd0",
+    "OffPolicyMDPO": "#0aa2c0",
+    "BPO": "#e4572e",
+    "GBPO": "#f08a24",
+    "R2VPO": "#8b3fd1",
+    "HyperPP": "#1a9850",
+    "GIRL": "#d6277f",
+    "FMQ": "#c79a00",
+    "FISOR": "#0f766e",
+    "OGSRL": "#9b2226",
+}
+PEERS = {
+    "PPO": "#4d5560",
+    "TRPO": "#7a838e",
+    "SAC": "#8d8377",
+    "TD3": "#6e655a",
+    "TQC": "#98a0a9",
+    "CrossQ": "#62736b",
+    "DQN": "#7f7a8a",
+}
+OTHERS = ("#b5179e", "#2a9d8f", "#f3722c", "#577590", "#90be6d", "#6d597a")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+
+STYLE: dict[Any, Any] = {
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": "#22262b",
+    "axes.labelcolor": "#5b6470",
+    "axes.edgecolor": "#9aa1a9",
+    "axes.linewidth": 0.7,
+    "axes.labelsize": 9,
+    "axes.spines.left": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e8eb",
+    "grid.linewidth": 0.7,
+    "xtick.color": "#5b6470",
+    "ytick.color": "#5b6470",
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+COLUMNS = 3
+GRID_POINTS = 200
+
+
+def format_steps(steps: float) -> str:
+    """Steps as people say them: 300k, 2.5M."""
+    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(steps) >= unit:
+            return f"{steps / unit:.4g}{name}"
+    return f"{steps:.4g}"
+
+
+def prominence(row: Row) -> tuple[bool, str, str, int]:
+    """Sort key: our agents before their peers, then by name."""
+    return row.agent in PEERS, row.label, row.env, row.steps
+
+
+def learning_curves(rows: Sequence[Row]) -> bytes:
+    """A PNG: IQM over seeds with its 95 % bootstrap band against steps; costs below the returns where there are any.
+
+    :param rows: of any number of environments, at least one with an evaluation
+    """
+    rows = sorted((row for row in rows if row.runs), key=prominence)
+    lines = {row.label: line for row, line in zip(rows, _lines(rows), strict=True)}
+    layout, columns = _layout(rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.3 * columns + 0.4, 3.1 * len(layout) + 0.5), dpi=150, layout="constrained")
+        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
+        panels = figure.subplots(len(layout), columns, squeeze=False)
+        for (envs, cost), axes in zip(layout, panels, strict=True):
+            for env, axis in zip_longest(envs, axes):
+                if env:
+                    _panel(axis, env, [row for row in rows if row.env == env], lines, cost)
+                else:
+                    axis.set_axis_off()
+        handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
+        picture = BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _layout(rows: Sequence[Row]) -> tuple[list[tuple[list[str], bool]], int]:
+    """Rows of panels as (environments, whether the panels show costs), and the number of columns."""
+    envs = sorted({row.env for row in rows})
+    costly = {row.env for row in rows if len(row.costs)}
+    columns = min(COLUMNS, len(envs))
+    layout = []
+    for together in ([env for env in envs if env not in costly], sorted(costly)):
+        for first in range(0, len(together), columns):
+            band = together[first : first + columns]
+            layout += [(band, False), (band, True)] if costly & set(band) else [(band, False)]
+    return layout, columns
+
+
+def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Colour by agent, dashes by the agent's variants, so that an agent looks the same in every panel."""
+    others = [agent for agent in dict.fromkeys(row.agent for row in rows) if agent not in COLOURS | PEERS]
+    colours = COLOURS | PEERS | {agent: OTHERS[i % len(OTHERS)] for i, agent in enumerate(others)}
+    variants: dict[str, list[str]] = {}
+    for row in rows:
+        labels = variants.setdefault(row.agent, [])
+        if row.label not in labels:
+            labels.append(row.label)
+    peers = [agent for agent in variants if agent in PEERS]
+    styles = []
+    for row in rows:
+        # Greys are hard to tell apart, so peers get dashes of their own.
+        dash = variants[row.agent].index(row.label) + (peers.index(row.agent) if row.agent in peers else 0)
+        width, order = (1.4, 2) if row.agent in peers else (2.0, 3)
+        style = {"color": colours[row.agent], "linestyle": DASHES[dash % len(DASHES)]}
+        styles.append(style | {"linewidth": width, "zorder": order})
+    return styles
+
+
+def _panel(axis: Axes, env: str, rows: Sequence[Row], lines: dict[str, dict[str, Any]], cost: bool) -> None:
+    for row in rows:
+        if not cost or len(row.costs):
+            _draw(axis, row, lines[row.label], cost)
+    axis.set_ylabel("cost" if cost else "return")
+    axis.set_xlabel("steps")
+    axis.set_xlim(left=0)
+    axis.margins(y=0.08)
+    axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
+    axis.locator_params(axis="x", nbins=5)
+    axis.locator_params(axis="y", nbins=6)
+    if not cost:
+        seeds = sorted({len(row.runs) for row in rows})
+        count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+        axis.set_title(env, loc="left", fontsize=11, fontweight="bold")
+        axis.set_title(f"{count} seed{'s' * (seeds[-1] > 1)}", loc="right", fontsize=9, color="#7b838c")
+
+
+def _draw(axis: Axes, row: Row, line: dict[str, Any], cost: bool) -> None:
+    grid, curves = _on_common_grid(row.runs, "mean_cost" if cost else "mean_reward")
+    value, (low, high) = iqm(curves, axis=0), interval(curves, resamples=2000)
+    if len(grid) > 1:
+        shade = 0.08 if row.agent in PEERS else 0.15
+        axis.plot(grid, value, solid_capstyle="round", **line)
+        axis.fill_between(grid, low, high, color=line["color"], alpha=shade, linewidth=0, zorder=line["zorder"] - 1)
+    else:
+        reach = np.nan_to_num(np.stack([value - low, high - value]))
+        marker = {"marker": "o", "markersize": 5, "capsize": 3}
+        axis.errorbar(grid, value, reach, color=line["color"], zorder=line["zorder"], **marker)
+    if not row.finished:
+        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+        axis.annotate("unfinished", (grid[-1], value[-1]), fontsize=8, color=line["color"], **place)
+
+
+def _on_common_grid(runs: Sequence[Run], name: str) -> tuple[FloatArray, FloatArray]:
+    """Curves of several runs at the same steps, linearly interpolated: grid (G,), curves (R, G)."""
+    curves = []
+    for run in runs:
+        values: FloatArray = getattr(run, name)
+        known = np.isfinite(values)
+        if known.any():
+            curves.append((run.timesteps[known], values[known]))
+    start, stop = max(steps[0] for steps, _ in curves), min(steps[-1] for steps, _ in curves)
+    if start > stop:  # unfinished runs that have no step in common: the longest speaks
+        curves = [max(curves, key=lambda curve: curve[0][-1])]
+        start, stop = curves[0][0][0], curves[0][0][-1]
+    grid = np.unique(np.concatenate([steps for steps, _ in curves]))
+    grid = grid[(grid >= start) & (grid <= stop)].astype(np.float64)
+    if len(grid) > GRID_POINTS:
+        grid = np.linspace(start, stop, GRID_POINTS)
+    return grid, np.stack([np.interp(grid, steps, values) for steps, values in curves])

@@ -1,0 +1,86 @@
+"""What a run was: command, configuration, code, versions and hardware, kept beside its curves."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = (
+    "tether-rl", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "stable-baselines3", "sb3-contrib", "envpool",
+)  # fmt: skip
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file so that a kill or a full disk leaves the former version whole."""
+    beside = path.with_name(f".{path.name}.new")
+    with open(beside, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def write_json(path: Path, data: Any) -> None:
+    """``data`` as indented JSON, written atomically."""
+    write_atomically(path, json.dumps(data, indent=2, default=str) + "\n")
+
+
+def git_revision() -> dict[str, Any]:
+    """Revision and dirty flag of the checkout this code runs from; empty where there is none (an installed wheel)."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.CalledProcessError):
+        return {}
+
+
+def versions() -> dict[str, str]:
+    """Python's version and those of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Processor, number of cores and GPU of this machine."""
+    import torch as th
+
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
+        name = models[0] if models else name
+    gpu = th.cuda.get_device_name() if th.cuda.is_available() else None
+    return {"cpu": name, "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
+
+
+def command_line() -> str:
+    """The command as a user would type it."""
+    words = sys.argv[1:] if Path(sys.argv[0]).name in ("tether", "__main__.py") else sys.argv
+    return " ".join(["tether", *words]) if words is not sys.argv else " ".join(sys.argv)
+
+
+def describe() -> dict[str, Any]:
+    """The parts of a manifest that do not depend on the run."""
+    return {
+        "command": command_line(),
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "git": git_revision(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }

@@ -1,0 +1,189 @@
+"""Presets: per agent a YAML file of constructor arguments by env id or suite, checked against the constructor."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+import yaml
+
+from .catalogue import agent_class, canonical_name
+from .errors import UsageError, nearest
+
+# Keys of a preset that the training command takes itself.
+RUN_KEYS: dict[str, Any] = {"policy": str, "n_envs": int, "normalize": bool, "steps": int, "noise_std": float}
+# Arguments of the constructor that a run sets, not a preset.
+RESERVED = {"self", "policy", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model"}
+
+
+class _Loader(yaml.SafeLoader):
+    """``yaml.safe_load`` that also reads 3e-4 as a number (YAML 1.1 wants 3.0e-4 and would give a string)."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?|\.\d[\d_]*)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def read_yaml(text: str, name: str) -> Any:
+    """Parse YAML, nothing but data.
+
+    :param name: of the source, for the message
+    :raises UsageError: with the line of the first mistake
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is not YAML"
+        raise UsageError(f"{name} cannot be read{where}: {problem}. Correct the file and run the command again.") from error
+
+
+def suite_of(env_id: str) -> str:
+    """The suite whose preset applies to an env id: mujoco, dm_control, procgen, atari or other."""
+    for prefix, suite in (("dm_control/", "dm_control"), ("procgen/", "procgen"), ("ALE/", "atari")):
+        if env_id.startswith(prefix):
+            return suite
+    mujoco = r"(HalfCheetah|Hopper|Walker2d|Ant|Humanoid|HumanoidStandup|Swimmer|Reacher|Pusher|Inverted\w*Pendulum)-v\d+$"
+    return "mujoco" if re.match(mujoco, env_id) else "other"
+
+
+def read_presets(agent: str) -> dict[str, dict[str, Any]]:
+    """All presets of an agent: key ("default", a suite, an env id with or without version) -> arguments."""
+    path = resources.files(__package__) / "presets" / f"{agent.lower()}.yaml"
+    if not path.is_file():
+        return {}
+    return read_yaml(path.read_text(encoding="utf-8"), f"The preset file {path.name}") or {}
+
+
+def preset(agent: str, env_id: str) -> dict[str, Any]:
+    """The arguments for an agent on an env: default, then the suite's, then the env's own, later ones winning."""
+    presets = read_presets(canonical_name(agent))
+    merged: dict[str, Any] = {}
+    for key in ("default", suite_of(env_id), re.sub(r"-v\d+$", "", env_id), env_id):
+        merged.update(presets.get(key, {}))
+    return merged
+
+
+def parse_assignments(pairs: list[str], option: str) -> dict[str, Any]:
+    """``key=value`` words as a dict; values are YAML, dots in a key go into nested dicts."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{option} takes key=value, not '{pair}'.")
+        *parents, last = key.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+            if not isinstance(place, dict):
+                raise UsageError(f"{option} gives '{parent}' a value and also something inside it: use one of the two.")
+        place[last] = read_yaml(text, f"The value of {option} {key}")
+    return result
+
+
+def merge(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``overrides``; dicts inside are merged, not replaced."""
+    merged = dict(base)
+    for key, value in overrides.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def check_arguments(agent: str, arguments: Mapping[str, Any]) -> None:
+    """Check names and types of arguments against the constructor's signature.
+
+    :raises UsageError: for an unknown or ill-typed key, with the nearest right name
+    """
+    hints = _argument_types(agent)
+    known = set(hints) - RESERVED
+    for key, value in arguments.items():
+        if key in RUN_KEYS:
+            hint = RUN_KEYS[key]
+        elif key in known:
+            hint = hints[key]
+        else:
+            raise UsageError(f"{agent} has no argument '{key}'.{nearest(key, [*known, *RUN_KEYS])}")
+        if not _fits(value, hint) and not _is_linear(value, hint):
+            raise UsageError(f"{agent}'s argument '{key}' must be {_words(hint)}, not {value!r}.")
+
+
+def build_arguments(agent: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Constructor arguments from plain data: "lin_3e-4" becomes a linear schedule, "ReLU" a class of ``torch.nn``."""
+    built = {key: value for key, value in arguments.items() if key not in RUN_KEYS}
+    hints = _argument_types(agent)
+    for key, value in built.items():
+        if _is_linear(value, hints.get(key)):
+            from stable_baselines3.common.utils import LinearSchedule
+
+            built[key] = LinearSchedule(float(str(value).removeprefix("lin_")), 0.0, 1.0)
+    policy_kwargs = built.get("policy_kwargs")
+    if policy_kwargs and isinstance(policy_kwargs.get("activation_fn"), str):
+        from torch import nn
+
+        activation = policy_kwargs["activation_fn"]
+        if not (isinstance(getattr(nn, activation, None), type) and issubclass(getattr(nn, activation), nn.Module)):
+            raise UsageError(f"policy_kwargs.activation_fn names a class of torch.nn such as ReLU or Tanh, not '{activation}'.")
+        built["policy_kwargs"] = {**policy_kwargs, "activation_fn": getattr(nn, activation)}
+    return built
+
+
+def _argument_types(agent: str) -> dict[str, Any]:
+    """Annotations of the constructor, resolved one by one (SB3's type of ``env`` cannot be resolved at run time)."""
+    constructor = agent_class(agent).__init__
+    types_of: dict[str, Any] = {}
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        holder = types.SimpleNamespace(__annotations__={name: parameter.annotation})
+        try:
+            types_of[name] = typing.get_type_hints(holder, constructor.__globals__)[name]
+        except NameError:
+            types_of[name] = Any
+    return types_of
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether plain data can stand for an annotated argument."""
+    if hint is Any:
+        return True
+    for alternative in _alternatives(hint):
+        kind = typing.get_origin(alternative) or alternative
+        if alternative is type(None):
+            fits = value is None
+        elif kind is float:
+            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+        elif kind is int:
+            fits = isinstance(value, int) and not isinstance(value, bool)
+        elif kind is tuple:
+            fits = isinstance(value, (list, tuple))
+        else:
+            fits = isinstance(kind, type) and kind in (str, bool, dict, list) and isinstance(value, kind)
+        if fits:
+            return True
+    return False
+
+
+def _is_linear(value: Any, hint: Any) -> bool:
+    """Whether ``value`` is RL-Zoo's "lin_<start>" and the argument may be a schedule."""
+    is_schedule = any(typing.get_origin(a) is typing.get_origin(typing.Callable[[float], float]) for a in _alternatives(hint))
+    return is_schedule and isinstance(value, str) and re.fullmatch(r"lin_[\d.eE+-]+", value) is not None
+
+
+def _words(hint: Any) -> str:
+    names = {float: "a number", int: "a whole number", str: "a word", bool: "true or false", dict: "a mapping",
+             list: "a list", tuple: "a list", type(None): "null"}  # fmt: skip
+    words = [names[typing.get_origin(a) or a] for a in _alternatives(hint) if (typing.get_origin(a) or a) in names]
+    return " or ".join(words) or "left to Python code"

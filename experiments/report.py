@@ -1,0 +1,395 @@
+"""Tables, figures and statistics from runs: what `tether report` prints and writes."""
+
+import csv
+import io
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .figures import format_steps, learning_curves, prominence
+from .published import Published, read_published, same_task
+from .runs import FloatArray, Row, Run, RunError, group, load_runs
+from .statistics import Estimate, interval, iqm, probability_of_improvement
+
+SUMMARY_COLUMNS = (
+    *("env", "agent", "steps", "source", "finished", "quantity", "statistic"),
+    *("seed", "versus", "value", "low", "high", "runs"),
+)
+FEW_SEEDS = 5
+
+
+def report(
+    paths: Iterable[str | Path],
+    published: str | Path | None = None,
+    out: str | Path | None = None,
+    envs: Sequence[str] | None = None,
+) -> str:
+    """Compare runs: tables with intervals, learning curves, and how all of it was made.
+
+    :param paths: as `load_runs` takes them; of several copies of a run the one named first counts
+    :param published: folder of CSV files with the numbers of papers; None takes `results/published` where it exists
+    :param out: folder to write `report.md`, `summary.csv` and `curves.png` to; None writes nothing
+    :param envs: only these environments
+    :return: the report as Markdown
+    :raises RunError: if there is no run, or a file is missing or damaged
+    """
+    runs = [run for run in load_runs(paths) if envs is None or run.env in envs]
+    if not runs:
+        raise RunError(f"There is no run on {', '.join(envs or [])}: check the environment's id.")
+    rows = sorted(group(runs), key=prominence)
+    papers = read_published(published)
+    comparisons = list(_comparisons(rows))
+    drawable = any(row.runs for row in rows)
+    text = "\n".join(_document(rows, papers, comparisons, picture=out is not None and drawable))
+    if out is not None:
+        folder = Path(out)
+        folder.mkdir(parents=True, exist_ok=True)
+        if drawable:
+            _write(folder / "curves.png", learning_curves(rows))
+        _write(folder / "summary.csv", _summary(rows, comparisons).encode())
+        _write(folder / "report.md", text.encode())
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ the document
+
+
+def _document(
+    rows: Sequence[Row], papers: Sequence[Published], comparisons: "Sequence[Comparison]", picture: bool
+) -> Iterator[str]:
+    yield "# Report"
+    yield ""
+    yield (
+        "The return of a run is that of its last evaluation, made with the final policy. IQM is the interquartile mean "
+        "over seeds, brackets hold 95 % bootstrap intervals (Agarwal et al. 2021), std is over seeds, and steps/s are "
+        "training steps per second of wall time (median over seeds)."
+    )
+    if picture:
+        yield ""
+        yield "![Learning curves: IQM over seeds with 95 % bootstrap bands](curves.png)"
+    for env in sorted({row.env for row in rows}):
+        yield ""
+        yield f"## {env}"
+        yield ""
+        yield from _env_section([row for row in rows if row.env == env], [p for p in papers if same_task(p.env, env)])
+    if comparisons:
+        yield ""
+        yield from _comparison_section(comparisons)
+    yield ""
+    yield from _making_section(rows)
+
+
+def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[str]:
+    """The table of one environment and its footnotes."""
+    rows = sorted(rows, key=lambda row: (row.steps, -iqm(row.returns) if row.runs else np.inf))
+    with_costs = any(len(row.costs) for row in rows)
+    cited = {row.agent: [paper for paper in papers if paper.agent == row.agent] for row in rows}
+    places = {paper.place for found in cited.values() for paper in found}
+    header = ["agent", "seeds", "steps", "return (IQM)", "95 % interval", "mean", "std"]
+    header += ["cost (IQM)", "95 % interval", "mean cost"] if with_costs else []
+    header += [f"published ({places.pop()})" if len(places) == 1 else "published"] if any(cited.values()) else []
+    header += ["steps/s"]
+    body = []
+    for row in rows:
+        cells = [row.label, str(len(row.runs)), format_steps(row.steps), *_score_cells(row.returns), _std(row.returns)]
+        cells += _score_cells(row.costs) if with_costs else []
+        cells += [_published_cell(cited[row.agent], header)] if any(cited.values()) else []
+        cells += [_number(_speed(row))]
+        body.append(cells)
+    yield from _table(header, body)
+    notes = [*_notes(rows), *_citations(cited)]
+    if notes:
+        yield ""
+        yield from (f"- {note}" for note in notes)
+
+
+def _score_cells(scores: FloatArray) -> list[str]:
+    """IQM, interval and mean of one score per seed."""
+    if not len(scores):
+        return ["-", "-", "-"]
+    return [_number(iqm(scores)), _interval(*interval(scores)), _number(scores.mean())]
+
+
+def _published_cell(papers: Sequence[Published], header: Sequence[str]) -> str:
+    """The numbers of the papers, with environment and budget where the header does not say them."""
+    if "published" in header:
+        return "; ".join(f"{paper.number} ({paper.place})" for paper in papers) or "-"
+    return "; ".join(paper.number for paper in papers) or "-"
+
+
+def _notes(rows: Sequence[Row]) -> Iterator[str]:
+    """What a reader of the table must know to trust it."""
+    for row in rows:
+        unfinished = ", ".join(_progress(run) for run in row.left_out)
+        if row.left_out and row.finished:
+            yield f"{row.label}: unfinished runs are left out ({unfinished})."
+        elif not row.finished:
+            progress = ", ".join(_progress(run) for run in [*row.runs, *row.left_out])
+            yield f"{row.label}: **no run has finished**; the numbers are of the last evaluation so far ({progress})."
+        if row.source == "training":
+            yield (
+                f"{row.label}: returns of training episodes (SB3's `rollout/ep_rew_mean`), not evaluations; "
+                "they are not comparable with the evaluated rows."
+            )
+    for agent in dict.fromkeys(row.agent for row in rows):
+        budgets = sorted({row.steps for row in rows if row.agent == agent})
+        if len(budgets) > 1:
+            lengths = ", ".join(map(format_steps, budgets))
+            yield f"{agent}: runs of different lengths ({lengths} steps) are not mixed; each has a row of its own."
+    few = [row.label for row in rows if 1 < len(row.runs) < FEW_SEEDS]
+    if few:
+        yield f"Fewer than {FEW_SEEDS} seeds: the intervals of {', '.join(few)} are rough, and rather too narrow."
+    yield from _version_warning(rows)
+    if len({str(run.manifest["hardware"]) for run in _all_runs(rows) if "hardware" in run.manifest}) > 1:
+        yield "The runs come from different machines: compare steps/s only within one."
+
+
+def _version_warning(rows: Sequence[Row]) -> Iterator[str]:
+    """MuJoCo's dynamics change between versions, and with them what a return means."""
+    users: dict[str, list[str]] = {}
+    for row in rows:
+        for run in row.runs:
+            version = (run.manifest.get("versions") or {}).get("mujoco")
+            if version and row.label not in users.setdefault(version, []):
+                users[version].append(row.label)
+    if len(users) > 1:
+        found = "; ".join(f"{version}: {', '.join(labels)}" for version, labels in sorted(users.items()))
+        yield f"**Warning: this table mixes MuJoCo versions, whose dynamics differ** ({found})."
+
+
+def _citations(cited: Mapping[str, Sequence[Published]]) -> Iterator[str]:
+    for papers in cited.values():
+        for paper in papers:
+            kind = f" ({paper.spread_kind})" if paper.spread_kind else ""
+            note = f"; {paper.note}" if paper.note else ""
+            yield f"Published {paper.agent} on {paper.place}: {paper.number}{kind}. {paper.source}{note}."
+
+
+def _progress(run: Run) -> str:
+    return f"seed {run.seed} at {format_steps(run.reached)} of {format_steps(run.steps)} steps"
+
+
+# ------------------------------------------------------------------------------------------- across environments
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Probability that agent `x` beats agent `y`, over the tasks (environment and budget) that both have finished."""
+
+    x: str
+    y: str
+    quantity: str
+    """`"return"`, where more is better, or `"cost"`, where less is."""
+    tasks: int
+    runs: str
+    estimate: Estimate
+
+
+def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
+    """Every pair of agents that share a task. Rows of unfinished runs take no part."""
+    for quantity, sign in (("return", 1), ("cost", -1)):
+        scores: dict[str, dict[tuple[str, int], FloatArray]] = {}
+        for row in rows:
+            values = sign * (row.returns if quantity == "return" else row.costs) if row.finished else np.empty(0)
+            if len(values):
+                scores.setdefault(row.label, {})[row.env, row.steps] = values
+        for x, y in combinations(scores, 2):
+            shared = [task for task in scores[x] if task in scores[y]]
+            if shared:
+                counts = [sum(len(scores[label][task]) for task in shared) for label in (x, y)]
+                estimate = probability_of_improvement(scores[x], scores[y])
+                yield Comparison(x, y, quantity, len(shared), f"{counts[0]} / {counts[1]}", estimate)
+
+
+def _comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
+    yield "## Probability of improvement"
+    yield ""
+    yield (
+        "How likely a run of X ends better than a run of Y on the same environment with the same budget, ties counting "
+        "one half, averaged over the environments that both have finished. The intervals are not corrected for the "
+        "number of pairs; one without width says that these few seeds do not overlap, not that no seed would."
+    )
+    for quantity, better in (("return", "higher return"), ("cost", "lower cost")):
+        chosen = [comparison for comparison in comparisons if comparison.quantity == quantity]
+        if chosen:
+            yield ""
+            header = ["X", "Y", f"P(X has the {better})", "95 % interval", "environments", "runs X / Y"]
+            yield from _table(
+                header,
+                [
+                    [c.x, c.y, f"{c.estimate.value:.2f}", _interval(*c.estimate[1:], "{:.2f}"), str(c.tasks), c.runs]
+                    for c in chosen
+                ],
+            )
+
+
+# ------------------------------------------------------------------------------------------------ how it was made
+
+
+def _making_section(rows: Sequence[Row]) -> Iterator[str]:
+    yield "## How it was made"
+    commands: dict[str, list[int]] = {}
+    for run in _all_runs(rows):
+        command = run.manifest.get("command")
+        if command:
+            words = command if isinstance(command, str) else " ".join(map(str, command))
+            commands.setdefault(re.sub(r"--seed[ =]\d+", "--seed K", words), []).append(run.seed)
+    if commands:
+        yield ""
+        yield "```"
+        width = max(map(len, commands))
+        yield from (f"{command:{width}}  # K = {_ranges(seeds)}" for command, seeds in commands.items())
+        yield "```"
+    yield ""
+    yield from (f"- {line}" for line in _circumstances(list(_all_runs(rows))))
+
+
+def _circumstances(runs: Sequence[Run]) -> Iterator[str]:
+    """Evaluation, versions, hardware and code of the runs, each with what differs."""
+    yield f"Evaluation: {_evaluation(runs)}."
+    manifests = [run.manifest for run in runs if run.manifest]
+    versions: dict[str, list[str]] = {}
+    for manifest in manifests:
+        for package, version in (manifest.get("versions") or {}).items():
+            if version not in versions.setdefault(package, []):
+                versions[package].append(version)
+    if versions:
+        yield "Versions: " + ", ".join(f"{package} {' / '.join(found)}" for package, found in versions.items()) + "."
+    hardware = dict.fromkeys(_one_line(manifest["hardware"]) for manifest in manifests if manifest.get("hardware"))
+    if hardware:
+        yield "Hardware: " + "; ".join(hardware) + "."
+    code = dict.fromkeys(_revision(manifest["git"]) for manifest in manifests if manifest.get("git"))
+    if code:
+        yield "Code: " + ", ".join(code) + "."
+    if len(manifests) < len(runs):
+        yield f"{len(runs) - len(manifests)} runs have no manifest: names come from their folders, the rest is unknown."
+
+
+def _evaluation(runs: Sequence[Run]) -> str:
+    evaluated = [run for run in runs if run.source == "evaluation" and len(run.timesteps)]
+    kinds = set()
+    for run in evaluated:
+        # `tether train` evaluates without noise; a run by another hand says so, or nothing is known.
+        known = run.manifest.get("deterministic", True) if run.manifest else None
+        kinds.add({True: "deterministic actions", False: "sampled actions", None: "actions not recorded"}[known])
+    kinds |= {"sampled actions during training" for run in runs if run.source == "training"}
+    episodes = sorted({int(run.episodes[-1]) for run in evaluated if np.isfinite(run.episodes[-1])})
+    count = [f"{' or '.join(map(str, episodes))} episodes"] if episodes else []
+    return ", ".join([*sorted(kinds), *count]) or "none yet"
+
+
+def _revision(git: Mapping[str, Any]) -> str:
+    revision = str(git.get("revision") or git.get("commit") or "unknown")[:12]
+    return f"{revision} with local changes" if git.get("dirty") else revision
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
+    return str(value)
+
+
+# ---------------------------------------------------------------------------------------------------- the files
+
+
+def _summary(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
+    """All numbers of the report in long format: one number a line, empty where a column does not apply."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, SUMMARY_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        place = {"env": row.env, "agent": row.label, "steps": row.steps, "source": row.source}
+        for line in _row_summary(row):
+            writer.writerow(place | {"finished": row.finished, "runs": len(row.runs)} | line)
+    for c in comparisons:
+        estimate = dict(zip(("value", "low", "high"), map(_exact, c.estimate), strict=True))
+        names = {"agent": c.x, "versus": c.y, "quantity": c.quantity, "statistic": "probability_of_improvement"}
+        writer.writerow(names | {"runs": c.runs} | estimate)
+    return buffer.getvalue()
+
+
+def _row_summary(row: Row) -> Iterator[dict[str, Any]]:
+    for quantity, scores in (("return", row.returns), ("cost", row.costs)):
+        if not len(scores):
+            continue
+        for run, score in zip(row.runs, scores, strict=True):
+            yield {"quantity": quantity, "statistic": "final", "seed": run.seed, "value": _exact(score), "runs": 1}
+        low, high = map(_exact, interval(scores))
+        yield {"quantity": quantity, "statistic": "iqm", "value": _exact(iqm(scores)), "low": low, "high": high}
+        yield {"quantity": quantity, "statistic": "mean", "value": _exact(scores.mean())}
+        if len(scores) > 1:
+            yield {"quantity": quantity, "statistic": "std", "value": _exact(scores.std(ddof=1))}
+    if np.isfinite(_speed(row)):
+        yield {"quantity": "steps_per_second", "statistic": "median", "value": _exact(_speed(row))}
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write beside, then rename: a reader never sees half a file, and a full disk leaves the former one."""
+    beside = path.with_name(f".{path.name}.new")
+    try:
+        beside.write_bytes(data)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------- small helpers
+
+
+def _all_runs(rows: Iterable[Row]) -> Iterator[Run]:
+    for row in rows:
+        yield from row.runs
+        yield from row.left_out
+
+
+def _speed(row: Row) -> float:
+    """Median training steps per second of wall time, nan where no manifest tells."""
+    speeds = [run.steps_per_second for run in row.runs if np.isfinite(run.steps_per_second)]
+    return float(np.median(speeds)) if speeds else float("nan")
+
+
+def _number(value: float) -> str:
+    """Four to five digits, and a dash for nan."""
+    if not np.isfinite(value):
+        return "-"
+    size = abs(value)
+    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
+
+
+def _interval(low: float, high: float, form: str = "") -> str:
+    if not np.isfinite(low):
+        return "-"
+    return f"[{form.format(low)}, {form.format(high)}]" if form else f"[{_number(low)}, {_number(high)}]"
+
+
+def _std(scores: FloatArray) -> str:
+    return _number(scores.std(ddof=1)) if len(scores) > 1 else "-"
+
+
+def _exact(value: float) -> str:
+    """For machines: every digit, empty for nan."""
+    return repr(float(value)) if np.isfinite(value) else ""
+
+
+def _ranges(seeds: Iterable[int]) -> str:
+    """0, 1, 2, 5 as "0-2, 5"."""
+    ordered = sorted(set(seeds))
+    starts = [seed for seed in ordered if seed - 1 not in ordered]
+    ends = [seed for seed in ordered if seed + 1 not in ordered]
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
+def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A Markdown table whose columns also line up in a terminal; the first column is left-aligned, numbers right."""
+    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *body)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    rule = [":" + "-" * (width - 1) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    for line in (cells[0], rule, *cells[1:]):
+        padded = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
+        yield f"| {' | '.join(padded)} |"
