@@ -32,6 +32,9 @@ class MDPOPolicy(NormalizedActorCriticPolicy):
                 "MDPO improves policy and value with two optimisers, so they cannot share a features extractor: "
                 "leave share_features_extractor=False."
             )
+        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
+            # The value's Adam has eps 1e-8 in the authors' code, the policy's 1e-5 (see _build).
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True, **(kwargs.get("optimizer_kwargs") or {})}
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -42,7 +45,6 @@ class MDPOPolicy(NormalizedActorCriticPolicy):
         policy_parameters = [p for p in self.parameters() if id(p) not in of_value]
         rate = lr_schedule(1)
         self.optimizer = self.optimizer_class(policy_parameters, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
-        # The value's Adam has eps 1e-8 in the authors' code, the policy's 1e-5 (SB3's default).
         value_kwargs = {k: v for k, v in self.optimizer_kwargs.items() if k != "eps"}
         self.value_optimizer = self.optimizer_class(value_parameters, lr=rate, **value_kwargs)  # type: ignore[call-arg]
 

@@ -131,6 +131,8 @@ class OffPolicyMDPOPolicy(BasePolicy):
         optimizer_kwargs: dict[str, Any] | None = None,
         glorot_init: bool = True,
     ) -> None:
+        if optimizer_class is th.optim.Adam:
+            optimizer_kwargs = {"fused": True, **(optimizer_kwargs or {})}
         super().__init__(
             observation_space,
             action_space,
