@@ -18,7 +18,6 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
@@ -48,6 +47,9 @@ class EnvPoolVecEnv(VecEnv):
         self._num_threads = num_threads or min(n_envs, os.cpu_count() or 1)
         self._limit = (reference.spec and reference.spec.max_episode_steps) or NO_LIMIT
         self._attributes = {"render_mode": None, "spec": reference.spec, "metadata": reference.metadata}
+        self._obs_keys = ["obs"]
+        if reference.has_wrapper_attr("observation_names"):
+            self._obs_keys = [f"obs:{name}" for name in reference.get_wrapper_attr("observation_names")]
         self.spec = reference.spec
         self.metadata = reference.metadata
         super().__init__(n_envs, reference.observation_space, reference.action_space)
@@ -75,7 +77,7 @@ class EnvPoolVecEnv(VecEnv):
             for index, key in enumerate(keys)
             if key.startswith("info:") and not key.endswith("env_id")
         }
-        self._obs_columns = [index for index, key in enumerate(keys) if key.startswith("obs")]
+        self._obs_columns = [keys.index(key) for key in self._obs_keys]
         self._action_type = self._pool._spec._action_spec[-1][0]
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
@@ -153,7 +155,7 @@ class EnvPoolVecEnv(VecEnv):
         """Refused: the environments live in C++."""
         raise EnvError(f"EnvPool's environments live in C++, so '{attr_name}' cannot be set: use backend='dummy'.")
 
-    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kwargs: Any) -> list[Any]:
+    def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kw: Any) -> list[Any]:
         """Refused: the environments live in C++."""
         raise EnvError(f"EnvPool's environments live in C++, so '{method_name}' cannot be called: use backend='dummy'.")
 

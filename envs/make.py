@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import logging
 import re
 from collections.abc import Mapping
@@ -12,12 +11,12 @@ from typing import Any
 import gymnasium as gym
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
 
-from . import mujoco, registered
-from .suite import EnvError, PoolTask, Suite, cast_observations
+from . import dm_control, mujoco, registered
+from .suite import EnvError, PoolTask, Suite, cast_observations, installed
 
 logger = logging.getLogger("tether")
 
-SUITES: tuple[Suite, ...] = (mujoco.SUITE, registered.SUITE)
+SUITES: tuple[Suite, ...] = (mujoco.SUITE, dm_control.SUITE, registered.SUITE)
 BACKENDS = ("auto", "dummy", "subproc", "envpool")
 
 
@@ -42,10 +41,10 @@ def make_env(env_id: str, *, flatten: bool = True, render_mode: str | None = Non
     except gym.error.UnregisteredEnv as error:
         raise EnvError(_unknown_id(env_id)) from error
     except TypeError as error:
-        name = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+        name = re.search(r"(?:unexpected keyword|multiple values for) argument '(\w+)'", str(error))
         if name is None or name[1] not in kwargs:
             raise
-        raise EnvError(f"{env_id} has no argument '{name[1]}': leave it out, or see the environment's own page.") from error
+        raise EnvError(f"{env_id} has no argument '{name[1]}': leave it out, or look for its right name.") from error
     return cast_observations(env)
 
 
@@ -139,7 +138,7 @@ def _pool_task(env_id: str) -> PoolTask:
 
 def _pool_refusal(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
     """Why EnvPool cannot serve the id with these arguments, in a sentence; None where it can."""
-    if importlib.util.find_spec("envpool") is None:
+    if not installed("envpool"):
         return 'EnvPool is not installed: pip install "tether-rl[envpool]".'
     try:
         task = _pool_task(env_id)

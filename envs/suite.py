@@ -1,7 +1,8 @@
-"""What every suite of environments tells the one door in `make.py`: a record, the error class, and a cast to float32."""
+"""What every suite of environments tells the one door in `make.py`: a record, the error class, a cast to float32."""
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,7 +45,6 @@ class Suite:
     :param ids: the ids that can be made now; empty where the suite's extra is not installed
     :param make: ``make(env_id, flatten, render_mode, **kwargs)`` gives one environment
     :param pool: EnvPool's task for an id, None where there is none
-    :param prepare: ``wrap`` of a vector environment (images, frame stacks), where the suite needs one
     """
 
     name: str
@@ -52,6 +52,11 @@ class Suite:
     ids: Callable[[], list[str]]
     make: Callable[..., gym.Env]
     pool: Callable[[str], PoolTask | None] = _no_pool
+
+
+def installed(*modules: str) -> bool:
+    """Whether all of the modules can be imported."""
+    return all(importlib.util.find_spec(module) is not None for module in modules)
 
 
 class Float32(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):
@@ -73,9 +78,7 @@ def float32_space(space: spaces.Space) -> spaces.Space:
     if isinstance(space, spaces.Dict):
         return spaces.Dict({key: float32_space(value) for key, value in space.items()})
     if isinstance(space, spaces.Box) and space.dtype == np.float64:
-        # float32's rounding must not put an observation at a bound outside of it.
-        low, high = space.low.astype(np.float32), space.high.astype(np.float32)
-        return spaces.Box(low, high, dtype=np.float32)
+        return spaces.Box(space.low.astype(np.float32), space.high.astype(np.float32), dtype=np.float32)
     return space
 
 

@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from .runs import FloatArray, Row, Run
@@ -87,8 +88,8 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
     lines = {row.label: line for row, line in zip(rows, _lines(rows), strict=True)}
     layout, columns = _layout(rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.3 * columns + 0.4, 3.1 * len(layout) + 0.5), dpi=150, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)  # type: ignore[union-attr]
+        spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
+        figure = Figure(figsize=(4.3 * columns + 0.4, 3.1 * len(layout) + 0.5), dpi=150, layout=spacing)
         panels = figure.subplots(len(layout), columns, squeeze=False)
         for (envs, cost), axes in zip(layout, panels, strict=True):
             for env, axis in zip_longest(envs, axes):
@@ -97,22 +98,25 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
                 else:
                     axis.set_axis_off()
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 * columns), frameon=False)
+        lines_of_legend = -(-len(handles) // (2 * columns))
+        ncols = -(-len(handles) // lines_of_legend)
+        figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
         picture = BytesIO()
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
 
 
 def _layout(rows: Sequence[Row]) -> tuple[list[tuple[list[str], bool]], int]:
-    """Rows of panels as (environments, whether the panels show costs), and the number of columns."""
-    envs = sorted({row.env for row in rows})
+    """Rows of panels as (environments, whether the panels show costs), "" for none, and the number of columns."""
     costly = {row.env for row in rows if len(row.costs)}
-    columns = min(COLUMNS, len(envs))
+    envs = sorted({row.env for row in rows}, key=lambda env: (env in costly, env))
+    columns = 2 if len(envs) == 4 else min(COLUMNS, len(envs))
     layout = []
-    for together in ([env for env in envs if env not in costly], sorted(costly)):
-        for first in range(0, len(together), columns):
-            band = together[first : first + columns]
-            layout += [(band, False), (band, True)] if costly & set(band) else [(band, False)]
+    for first in range(0, len(envs), columns):
+        band = envs[first : first + columns]
+        layout.append((band, False))
+        if costly & set(band):
+            layout.append(([env if env in costly else "" for env in band], True))
     return layout, columns
 
 
@@ -139,7 +143,10 @@ def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
 def _panel(axis: Axes, env: str, rows: Sequence[Row], lines: dict[str, dict[str, Any]], cost: bool) -> None:
     for row in rows:
         if not cost or len(row.costs):
-            _draw(axis, row, lines[row.label], cost)
+            # Runs of several budgets share a line style: the end of the shorter line says its budget.
+            shorter = any(row.label == other.label and row.steps < other.steps for other in rows)
+            remark = "unfinished" if not row.finished else format_steps(row.steps) if shorter else ""
+            _draw(axis, row, lines[row.label], cost, remark)
     axis.set_ylabel("cost" if cost else "return")
     axis.set_xlabel("steps")
     axis.set_xlim(left=0)
@@ -154,20 +161,20 @@ def _panel(axis: Axes, env: str, rows: Sequence[Row], lines: dict[str, dict[str,
         axis.set_title(f"{count} seed{'s' * (seeds[-1] > 1)}", loc="right", fontsize=9, color="#7b838c")
 
 
-def _draw(axis: Axes, row: Row, line: dict[str, Any], cost: bool) -> None:
+def _draw(axis: Axes, row: Row, line: dict[str, Any], cost: bool, remark: str) -> None:
+    """One line with its band, or a point with its interval where there is a single evaluation."""
     grid, curves = _on_common_grid(row.runs, "mean_cost" if cost else "mean_reward")
     value, (low, high) = iqm(curves, axis=0), interval(curves, resamples=2000)
     if len(grid) > 1:
-        shade = 0.08 if row.agent in PEERS else 0.15
+        shade = 0.1 if row.agent in PEERS else 0.15
         axis.plot(grid, value, solid_capstyle="round", **line)
         axis.fill_between(grid, low, high, color=line["color"], alpha=shade, linewidth=0, zorder=line["zorder"] - 1)
     else:
         reach = np.nan_to_num(np.stack([value - low, high - value]))
-        marker = {"marker": "o", "markersize": 5, "capsize": 3}
-        axis.errorbar(grid, value, reach, color=line["color"], zorder=line["zorder"], **marker)
-    if not row.finished:
-        place = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
-        axis.annotate("unfinished", (grid[-1], value[-1]), fontsize=8, color=line["color"], **place)
+        point: dict[str, Any] = {"marker": "o", "markersize": 5, "capsize": 3}
+        axis.errorbar(grid, value, reach, color=line["color"], zorder=line["zorder"], **point)
+    place: dict[str, Any] = {"xytext": (5, 0), "textcoords": "offset points", "va": "center"}
+    axis.annotate(remark, (grid[-1], value[-1]), fontsize=8, color=line["color"], **place)
 
 
 def _on_common_grid(runs: Sequence[Run], name: str) -> tuple[FloatArray, FloatArray]:

@@ -29,7 +29,19 @@ LOGGED = (
 
 # What a configuration holds beside the experiment itself: two runs that differ only here are seeds of one row.
 NOT_SETTINGS = {
-    *("seed", "steps", "device", "backend", "threads", "verbose", "progress_bar", "tensorboard_log", "out"),
+    *(
+        "agent",
+        "env",
+        "seed",
+        "steps",
+        "device",
+        "backend",
+        "threads",
+        "verbose",
+        "progress_bar",
+        "tensorboard_log",
+        "out",
+    ),
     *("eval_every", "eval_episodes", "checkpoint_every", "on_nonfinite"),
 }
 
@@ -172,7 +184,9 @@ def _rows(runs: Sequence[Run]) -> Iterator[Row]:
 
 
 def _varies(name: str, runs: Sequence[Run]) -> bool:
-    return len({json.dumps(run.settings.get(name), sort_keys=True, default=str) for run in runs}) > 1
+    """Whether a setting differs between the runs, as far as their settings are known."""
+    known = [run.settings for run in runs if run.settings]
+    return len({json.dumps(settings.get(name), sort_keys=True, default=str) for settings in known}) > 1
 
 
 def _find(path: Path) -> Iterator[Path]:

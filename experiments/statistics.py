@@ -110,8 +110,8 @@ def probability_of_improvement(
         wins = (1 + np.sign(x_task[:, None] - y_task[None, :])) / 2  # (n, m): 1 won, 1/2 tied, 0 lost
         values.append(wins.mean())
         # How often each run is drawn says all about a resample: no need to build it.
-        x_weight, y_weight = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) / n for n in wins.shape)
-        resampled += ((x_weight @ wins) * y_weight).sum(axis=1) / len(pairs)
+        x_counts, y_counts = (rng.multinomial(n, np.full(n, 1 / n), size=resamples) for n in wins.shape)
+        resampled += ((x_counts @ wins) * y_counts).sum(axis=1) / (wins.size * len(pairs))
         single |= min(wins.shape) < 2
     if single:
         return Estimate(float(np.mean(values)), np.nan, np.nan)

@@ -1,0 +1,140 @@
+"""EnvPool's dm_control tasks against dm_control's own, step by step from the same states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tether.envs.dm_control import POOL, SUITE
+
+State = dict[str, np.ndarray]
+
+
+def set_state(physics: Any, qpos: Any, qvel: Any) -> None:
+    with physics.reset_context():
+        physics.data.qpos[:] = qpos
+        physics.data.qvel[:] = qvel
+
+
+def acrobot(physics: Any, o: State) -> None:
+    upper, lower = np.arctan2(o["orientations"][:2], o["orientations"][2:])
+    set_state(physics, [upper, lower - upper], o["velocity"])
+
+
+def cartpole(physics: Any, o: State) -> None:
+    angles = np.arctan2(o["position"][2::2], o["position"][1::2])
+    set_state(physics, [o["position"][0], *np.diff(angles, prepend=0)], o["velocity"])
+
+
+def pendulum(physics: Any, o: State) -> None:
+    cosine, sine = o["orientation"]
+    set_state(physics, np.arctan2(sine, cosine), o["velocity"])
+
+
+def as_it_is(physics: Any, o: State) -> None:
+    set_state(physics, o["position"], o["velocity"])
+
+
+def runner(physics: Any, o: State) -> None:
+    """All but the place along the track is observed, and nothing depends on that."""
+    set_state(physics, [0, *o["position"]], o["velocity"])
+
+
+def walker(physics: Any, o: State) -> None:
+    cosine, sine = o["orientations"].reshape(-1, 2).T
+    torso, *limbs = np.arctan2(sine, cosine)
+    right, left = np.split(np.array(limbs), 2)
+    joints = [-np.diff(leg, prepend=torso) for leg in (right, left)]  # their axes point the other way
+    joints = [(joint + np.pi) % (2 * np.pi) - np.pi for joint in joints]
+    set_state(physics, [o["height"] - 1.3, 0, torso, *joints[0], *joints[1]], o["velocity"])
+
+
+def reacher(physics: Any, o: State) -> None:
+    set_state(physics, o["position"], o["velocity"])
+    physics.named.model.geom_pos["target", :2] = physics.named.data.geom_xpos["finger", :2] + o["to_target"]
+    set_state(physics, o["position"], o["velocity"])
+
+
+def finger(physics: Any, o: State) -> None:
+    set_state(physics, [*o["position"][:2], 0], 0)
+    turned, straight = o["position"][2:], physics.tip_position()
+    hinge = np.arctan2(turned[1], turned[0]) - np.arctan2(straight[1], straight[0])
+    physics.named.model.site_pos["target", ["x", "z"]] = o["target_position"] + [0.2, 0.4]
+    set_state(physics, [*o["position"][:2], hinge], o["velocity"])
+
+
+def swimmer(physics: Any, o: State) -> None:
+    assert not o["body_velocities"].any()
+    set_state(physics, [0, 0, 0, *o["joints"]], 0)
+    physics.named.model.geom_pos["target", :2] = physics.named.data.geom_xpos["nose", :2] + o["to_target"]
+    set_state(physics, [0, 0, 0, *o["joints"]], 0)
+
+
+def upright(vertical: np.ndarray) -> np.ndarray:
+    """The quaternion of a frame in which the world's vertical is `vertical`; it turns about that as little as can be."""
+    quaternion = np.array([1 + vertical[2], vertical[1], -vertical[0], 0])
+    return quaternion / np.linalg.norm(quaternion)
+
+
+def quadruped(physics: Any, o: State) -> None:
+    assert not o["egocentric_state"].any() and not o["torso_velocity"].any()
+    height = np.linalg.norm(o["origin"])
+    set_state(physics, [0, 0, height, *upright(-o["origin"] / height), *np.zeros(physics.model.nq - 7)], 0)
+
+
+def humanoid(physics: Any, o: State) -> None:
+    torso = physics.model.name2id("torso" if physics.model.nu == 21 else "thorax", "body")
+    assert not o["velocity"].any()
+    joints = o["joint_angles"]
+    set_state(physics, [0, 0, 0, 1, 0, 0, 0, *joints], 0)
+    root = upright(physics.data.xmat[torso].reshape(3, 3) @ o["torso_vertical"])
+    set_state(physics, [0, 0, 0, *root, *joints], 0)
+    set_state(physics, [0, 0, o["head_height"] - physics.head_height(), *root, *joints], 0)
+
+
+def without_heading(joints: int) -> Callable[[np.ndarray], list[float]]:
+    """A humanoid's start does not show its heading: compare the lengths of horizontal velocities, not their directions."""
+    com = joints + 16
+
+    def view(o: np.ndarray) -> list[float]:
+        return [*o[:com], np.hypot(*o[com : com + 2]), o[com + 2], np.hypot(*o[com + 3 : com + 5]), *o[com + 5 :]]
+
+    return view
+
+
+def dog(physics: Any, o: State) -> None:
+    """Its start is the default pose with a velocity in the horizontal plane; no observation depends on the heading."""
+    qpos = physics.model.key_qpos[0] if physics.model.nkey else physics.model.qpos0
+
+    def observe(planar: np.ndarray) -> np.ndarray:
+        qvel = np.zeros(physics.model.nv)
+        qvel[[0, 1, 5]] = planar
+        with physics.reset_context():
+            physics.data.qpos[:], physics.data.qvel[:], physics.data.act[:] = qpos, qvel, o["actuator_state"]
+        return np.array([*physics.torso_com_velocity()[:2], physics.inertial_sensors()[8]])
+
+    jacobian = np.column_stack([observe(unit) for unit in np.eye(3)])
+    observe(np.linalg.solve(jacobian, [*o["torso_com_velocity"][:2], o["inertial_sensors"][8]]))
+
+
+REBUILD: dict[str, Callable[[Any, State], None]] = {
+    "acrobot": acrobot,
+    "ball_in_cup": as_it_is,
+    "cartpole": cartpole,
+    "cheetah": runner,
+    "dog": dog,
+    "finger": finger,
+    "hopper": runner,
+    "humanoid": humanoid,
+    "humanoid_CMU": humanoid,
+    "pendulum": pendulum,
+    "point_mass": as_it_is,
+    "quadruped": quadruped,
+    "reacher": reacher,
+    "swimmer": swimmer,
+    "walker": walker,
+}

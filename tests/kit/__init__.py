@@ -1,0 +1,1 @@
+"""Small environments and helpers that the tests of every agent share."""
