@@ -26,6 +26,11 @@ from .suite import EnvError, PoolTask
 NO_LIMIT = 2**31 - 1  # steps; EnvPool stores it as int32
 
 
+def available_cores() -> int:
+    """Cores that this process may use, which may be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class EnvPoolVecEnv(VecEnv):
     """A vector of EnvPool environments.
 
@@ -44,7 +49,7 @@ class EnvPoolVecEnv(VecEnv):
         self, task: PoolTask, reference: gym.Env, n_envs: int, num_threads: int | None = None, **kwargs: Any
     ) -> None:
         self._task, self._kwargs = task, kwargs
-        self._num_threads = num_threads or min(n_envs, os.cpu_count() or 1)
+        self._num_threads = num_threads or min(n_envs, available_cores())
         self._limit = (reference.spec and reference.spec.max_episode_steps) or NO_LIMIT
         self._attributes = {"render_mode": None, "spec": reference.spec, "metadata": reference.metadata}
         self._obs_keys = ["obs"]

@@ -24,6 +24,19 @@ SUMMARY_COLUMNS = (
 FEW_SEEDS = 5
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Probability that agent `x` beats agent `y`, over the tasks (environment and budget) that both have finished."""
+
+    x: str
+    y: str
+    quantity: str
+    """`"return"`, where more is better, or `"cost"`, where less is."""
+    tasks: int
+    runs: str
+    estimate: Estimate
+
+
 def report(
     paths: Iterable[str | Path],
     published: str | Path | None = None,
@@ -61,7 +74,7 @@ def report(
 
 
 def _document(
-    rows: Sequence[Row], papers: Sequence[Published], comparisons: "Sequence[Comparison]", picture: bool
+    rows: Sequence[Row], papers: Sequence[Published], comparisons: Sequence[Comparison], picture: bool
 ) -> Iterator[str]:
     yield "# Report"
     yield ""
@@ -92,7 +105,7 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
     cited = {row.agent: [paper for paper in papers if paper.agent == row.agent] for row in rows}
     places = {paper.place for found in cited.values() for paper in found}
     header = ["agent", "seeds", "steps", "return (IQM)", "95 % interval", "mean", "std"]
-    header += ["cost (IQM)", "95 % interval", "mean cost"] if with_costs else []
+    header += ["cost (IQM)", "cost, 95 % interval", "mean cost"] if with_costs else []
     header += [f"published ({places.pop()})" if len(places) == 1 else "published"] if any(cited.values()) else []
     header += ["steps/s"]
     body = []
@@ -178,19 +191,6 @@ def _progress(run: Run) -> str:
 # ------------------------------------------------------------------------------------------- across environments
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Probability that agent `x` beats agent `y`, over the tasks (environment and budget) that both have finished."""
-
-    x: str
-    y: str
-    quantity: str
-    """`"return"`, where more is better, or `"cost"`, where less is."""
-    tasks: int
-    runs: str
-    estimate: Estimate
-
-
 def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """Every pair of agents that share a task. Rows of unfinished runs take no part."""
     for quantity, sign in (("return", 1), ("cost", -1)):
@@ -268,7 +268,8 @@ def _circumstances(runs: Sequence[Run]) -> Iterator[str]:
     if code:
         yield "Code: " + ", ".join(code) + "."
     if len(manifests) < len(runs):
-        yield f"{len(runs) - len(manifests)} runs have no manifest: names come from their folders, the rest is unknown."
+        missing = f"{len(runs) - len(manifests)} of {len(runs)} runs"
+        yield f"Without a manifest: {missing}; their names come from their folders, the rest is unknown."
 
 
 def _evaluation(runs: Sequence[Run]) -> str:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tether.envs.envpool_vec import available_cores
+
 from .catalogue import canonical_name
 from .errors import UsageError, nearest
 from .manifest import write_json
@@ -143,20 +145,22 @@ def run_study(path: Path, *, engine: str = "local", jobs: int | None = None, run
     todo = [job for job in study.jobs() if not job.exported(measured).is_file()]
     total = len(list(study.jobs()))
     print(f"study {study.name}: {total} runs, {total - len(todo)} done before", flush=True)
-    return _run_local(todo, jobs or os.cpu_count() or 1, runs, measured)
+    return _run_local(todo, jobs or available_cores(), runs, measured)
 
 
 def _run_local(todo: list[Job], width: int, runs: Path, measured: Path) -> int:
-    queue, running, failed = list(todo), {}, 0  # type: list[Job], dict[subprocess.Popen[bytes], tuple[Job, float]], int
+    queue, slots, failed = list(todo), list(range(width)), 0
+    running: dict[subprocess.Popen[bytes], tuple[Job, float, int]] = {}
     try:
         while queue or running:
-            while queue and len(running) < width:
-                job = queue.pop(0)
-                running[_start(job, runs)] = (job, time.monotonic())
+            while queue and slots:
+                job, slot = queue.pop(0), slots.pop(0)
+                running[_start(job, runs, slot if width <= available_cores() else None)] = (job, time.monotonic(), slot)
                 print(f"  started   {job.label}", flush=True)
             time.sleep(0.5)
             for process in [p for p in running if p.poll() is not None]:
-                job, begun = running.pop(process)
+                job, begun, slot = running.pop(process)
+                slots.append(slot)
                 if process.returncode == 0:
                     folder = runs / job.env.replace("/", "--") / job.agent / f"seed-{job.seed}"
                     export(folder, job.exported(measured), job.study.name)
@@ -172,16 +176,20 @@ def _run_local(todo: list[Job], width: int, runs: Path, measured: Path) -> int:
     return failed
 
 
-def _start(job: Job, runs: Path) -> subprocess.Popen[bytes]:
+def _start(job: Job, runs: Path, core: int | None) -> subprocess.Popen[bytes]:
+    """Start a run; ``core`` is the one it keeps to, so that neighbours do not take turns on each other's."""
     log = _log(job, runs)
     log.parent.mkdir(parents=True, exist_ok=True)
     # One thread each: as many processes as cores, so a second thread would only take from a neighbour.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with open(log, "ab") as file:
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tether", *job.command(runs)],
             stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
+    if core is not None and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(process.pid, {sorted(os.sched_getaffinity(0))[core]})
+    return process
 
 
 def _log(job: Job, runs: Path) -> Path:

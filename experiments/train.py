@@ -4,6 +4,7 @@ from __future__ import annotations
 
 
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -51,7 +52,6 @@ class RunConfig:
     eval_every: int | None = None
     eval_episodes: int = 10
     checkpoint_every: float = 120.0
-    on_nonfinite: str = "stop"
     out: Path = Path("results/runs")
     device: str = "auto"
 
@@ -208,6 +208,9 @@ class _Run:
 
         callbacks, evaluation, checkpoint = self._callbacks(model)
         model.set_logger(make_logger(self.folder, model.num_timesteps, verbose=self.verbose > 1))
+        # `kill` is answered like Ctrl-C, also where a shell's `nohup ... &` had the interrupt ignored.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         begun, before = time.monotonic(), self.manifest["wall_seconds"]
         self._clock = lambda: before + time.monotonic() - begun
         try:

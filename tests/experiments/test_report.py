@@ -275,6 +275,7 @@ class TestReport:
     def test_costs_have_columns_where_they_exist(self, study: Path) -> None:
         rows = {row["agent"]: row for row in table(report([study]), "SafetyAnt-v1")}
         assert rows["MDPO"]["cost (IQM)"] == "22.0"
+        assert rows["MDPO"]["cost, 95 % interval"].startswith("[2")
         assert rows["PPO"]["mean cost"] == "52.0"
 
     def test_probability_of_improvement(self, study: Path) -> None:
@@ -414,7 +415,7 @@ class TestFootnotes:
         assert [row["agent"] for row in table(text, "Ant-v4")] == ["PPO", "PPO (training)"]
         assert "PPO (training): returns of training episodes" in text
         assert "Evaluation: deterministic actions, sampled actions during training, 10 episodes." in text
-        assert "1 runs have no manifest" in text
+        assert "Without a manifest: 1 of 2 runs" in text
 
 
 class TestPublished:
