@@ -159,7 +159,7 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
     if few:
         yield f"Fewer than {FEW_SEEDS} seeds: the intervals of {', '.join(few)} are rough, and rather too narrow."
     yield from _version_warning(rows)
-    if len({str(run.manifest["hardware"]) for run in _all_runs(rows) if "hardware" in run.manifest}) > 1:
+    if len({_machine(run.manifest["hardware"]) for run in _all_runs(rows) if run.manifest.get("hardware")}) > 1:
         yield "The runs come from different machines: compare steps/s only within one."
 
 
@@ -236,15 +236,14 @@ def _making_section(rows: Sequence[Row]) -> Iterator[str]:
     yield "## How it was made"
     commands: dict[str, list[int]] = {}
     for run in _all_runs(rows):
-        command = run.manifest.get("command")
+        command = re.sub(r" --out[ =]\S+", "", run.manifest.get("command") or "")  # where it lay changes no number
         if command:
-            words = command if isinstance(command, str) else " ".join(map(str, command))
-            commands.setdefault(re.sub(r"--seed[ =]\d+", "--seed K", words), []).append(run.seed)
+            commands.setdefault(re.sub(r"--seed[ =]\d+", "--seed K", command), []).append(run.seed)
     if commands:
         yield ""
         yield "```"
         width = max(map(len, commands))
-        yield from (f"{command:{width}}  # K = {_ranges(seeds)}" for command, seeds in commands.items())
+        yield from (f"{command:{width}}  # seed {_ranges(seeds)}" for command, seeds in commands.items())
         yield "```"
     yield ""
     yield from (f"- {line}" for line in _circumstances(list(_all_runs(rows))))
@@ -261,7 +260,7 @@ def _circumstances(runs: Sequence[Run]) -> Iterator[str]:
                 versions[package].append(version)
     if versions:
         yield "Versions: " + ", ".join(f"{package} {' / '.join(found)}" for package, found in versions.items()) + "."
-    hardware = dict.fromkeys(_one_line(manifest["hardware"]) for manifest in manifests if manifest.get("hardware"))
+    hardware = dict.fromkeys(_machine(manifest["hardware"]) for manifest in manifests if manifest.get("hardware"))
     if hardware:
         yield "Hardware: " + "; ".join(hardware) + "."
     code = dict.fromkeys(_revision(manifest["git"]) for manifest in manifests if manifest.get("git"))
@@ -286,14 +285,12 @@ def _evaluation(runs: Sequence[Run]) -> str:
 
 
 def _revision(git: Mapping[str, Any]) -> str:
-    revision = str(git.get("revision") or git.get("commit") or "unknown")[:12]
+    revision = str(git.get("revision", "unknown"))[:12]
     return f"{revision} with local changes" if git.get("dirty") else revision
 
 
-def _one_line(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {item}" for key, item in value.items() if item is not None)
-    return str(value)
+def _machine(hardware: Mapping[str, Any]) -> str:
+    return ", ".join(f"{part} {hardware[part]}" for part in ("cpu", "cores", "gpu") if hardware.get(part) is not None)
 
 
 # ---------------------------------------------------------------------------------------------------- the files

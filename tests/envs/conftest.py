@@ -35,55 +35,64 @@ class OpenPool(EnvPoolVecEnv):
         return super()._observations(state)
 
 
-@pytest.fixture(scope="session")
-def worst_difference() -> Callable[..., dict[str, float]]:
-    """Step EnvPool and the reference side by side from the same states; see `compare`."""
-    return compare
+class Pair:
+    """EnvPool and the reference side by side, in the same states and under the same actions.
 
-
-def compare(
-    env_id: str,
-    rebuild: Callable[[gym.Env, dict[str, np.ndarray]], None],
-    steps: int,
-    view: Callable[[np.ndarray], Any] = np.asarray,
-    config: dict[str, Any] | None = None,
-    **kwargs: Any,
-) -> dict[str, float]:
-    """Step both with the same actions, from the same state after every reset.
-
-    :param rebuild: puts the reference into the state of EnvPool's first observation (float64, by name)
-    :param view: what to compare of an observation
+    :param rebuild: ``rebuild(reference, seen)`` puts the reference into the state of EnvPool's first observation
+        (float64 arrays by name)
     :param config: EnvPool's own arguments
     :param kwargs: arguments of both
-    :return: the largest absolute difference of observations and the largest of rewards relative to their size,
-        and how many episodes terminated
     """
-    reference = make_env(env_id, **kwargs)
-    task = _pool_task(env_id)
-    arguments = {name: value for name, value in kwargs.items() if name != "max_episode_steps"}
-    pool = OpenPool(task, reference, 1, 1, **arguments, **(config or {}))
-    pool.seed(7)
-    rng = np.random.default_rng(7)
-    worst = {"observation": 0.0, "reward": 0.0, "terminations": 0.0}
 
-    def restart() -> None:
-        reference.reset(seed=7)
-        rebuild(reference, {name: value[0] for name, value in pool.raw.items()})
+    def __init__(
+        self,
+        env_id: str,
+        rebuild: Callable[[gym.Env, dict[str, np.ndarray]], None],
+        config: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.reference, self._rebuild = make_env(env_id, **kwargs), rebuild
+        kwargs.pop("max_episode_steps", None)
+        self.pool = OpenPool(_pool_task(env_id), self.reference, 1, 1, **kwargs, **(config or {}))
+        self.pool.seed(7)
+        self._rng = np.random.default_rng(7)
+        self.pool.reset()
+        self.restart()
 
-    pool.reset()
-    restart()
-    for _ in range(steps):
-        action = rng.uniform(reference.action_space.low, reference.action_space.high).astype(np.float32)
-        observations, rewards, dones, infos = pool.step(action[None])
-        observation, reward, terminated, truncated, _ = reference.step(action)
-        mine = infos[0].get("terminal_observation", observations[0])
+    @property
+    def seen(self) -> dict[str, np.ndarray]:
+        """What EnvPool shows of its environment, also what is no part of the observation."""
+        return {name: value[0] for name, value in self.pool.raw.items()}
+
+    def restart(self) -> None:
+        self.reference.reset(seed=7)
+        self._rebuild(self.reference, self.seen)
+
+    def step(self) -> tuple[float, float, bool]:
+        """Take one random action in both.
+
+        :return: largest absolute difference of the observations, difference of the rewards relative to their size,
+            and whether the episode terminated; their ends must be the same
+        """
+        space = self.reference.action_space
+        action = self._rng.uniform(space.low, space.high).astype(np.float32) if isinstance(space, gym.spaces.Box) else space.sample()
+        observations, rewards, dones, infos = self.pool.step(np.array([action]))
+        observation, reward, terminated, truncated, _ = self.reference.step(action)
         assert bool(dones[0]) == (terminated or truncated)
         assert infos[0].get("TimeLimit.truncated", False) == (truncated and not terminated)
-        worst["observation"] = max(worst["observation"], float(np.abs(np.subtract(view(mine), view(observation))).max()))
-        worst["reward"] = max(worst["reward"], abs(rewards[0] - reward) / max(1.0, abs(reward)))
+        mine = infos[0].get("terminal_observation", observations[0])
         if dones[0]:
-            worst["terminations"] += terminated
-            restart()
-    pool.close()
-    reference.close()
-    return worst
+            self.restart()
+        return float(np.abs(mine - observation).max()), abs(rewards[0] - float(reward)) / max(1.0, abs(float(reward))), terminated
+
+    def walk(self, steps: int) -> tuple[float, float, int]:
+        """Take many actions: the largest differences, and how many episodes terminated."""
+        observation, reward, terminated = zip(*(self.step() for _ in range(steps)), strict=True)
+        self.pool.close()
+        self.reference.close()
+        return max(observation), max(reward), sum(terminated)
+
+
+@pytest.fixture(scope="session")
+def pair() -> type[Pair]:
+    return Pair

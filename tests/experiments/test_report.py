@@ -46,7 +46,7 @@ def write_run(
         "status": "finished",
         "timesteps": len(returns) * 100_000,
         "wall_seconds": 100.0 * (seed + 1),
-        "command": f"tether train {agent} --env {env} --seed {seed}",
+        "command": f"tether train {agent} --env {env} --seed {seed} --out {root}",
         "config": {"agent": agent, "env": env, "seed": seed, "n_envs": 1, "arguments": {"learning_rate": 3e-4}},
         "versions": {"python": "3.11.7", "mujoco": "3.6.0"},
         "hardware": {"cpu": "A CPU", "cores": 2, "gpu": None},
@@ -288,7 +288,7 @@ class TestReport:
 
     def test_how_it_was_made(self, study: Path) -> None:
         text = report([study]).split("## How it was made")[1]
-        assert "tether train MDPO --env Ant-v4 --seed K        # K = 0-4" in text
+        assert "tether train MDPO --env Ant-v4 --seed K        # seed 0-4" in text
         assert "Evaluation: deterministic actions, 10 episodes." in text
         assert "mujoco 3.6.0" in text
         assert "Hardware: cpu A CPU, cores 2." in text
