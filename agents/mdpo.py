@@ -116,7 +116,7 @@ class MDPO(OnPolicyAgent):
         "CnnPolicy": MDPOCnnPolicy,
         "MultiInputPolicy": MDPOMultiInputPolicy,
     }
-    policy: MDPOPolicy  # type: ignore[assignment]
+    policy: MDPOPolicy
 
     def __init__(
         self,

@@ -60,6 +60,9 @@ def floored_log_q(log_density: th.Tensor, q: float) -> th.Tensor:
 class MLP(BaseModel):
     """A head of ``n_networks`` MLPs on one features extractor: (B, features [+ actions]) -> n x (B, outputs)."""
 
+    features_extractor: BaseFeaturesExtractor
+    optimizer: th.optim.Optimizer
+
     def __init__(
         self, inputs: int, outputs: int, net_arch: list[int], activation_fn: type[nn.Module], n_networks: int, **kwargs: Any
     ) -> None:
@@ -81,6 +84,9 @@ class MLP(BaseModel):
 
 class MDPOActor(BasePolicy):
     """Tanh-squashed diagonal Gaussian for boxes, categorical for discrete actions."""
+
+    features_extractor: BaseFeaturesExtractor
+    optimizer: th.optim.Optimizer
 
     def __init__(self, net_arch: list[int], features_dim: int, activation_fn: type[nn.Module], **kwargs: Any) -> None:
         super().__init__(squash_output=isinstance(kwargs["action_space"], spaces.Box), **kwargs)
@@ -160,7 +166,7 @@ class OffPolicyMDPOPolicy(BasePolicy):
         critics = [*self.critic.parameters(), *self.value.parameters()]
         rate = lr_schedule(1)
         self.actor.optimizer = optimizer_class(self.actor.parameters(), lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
-        self.critic.optimizer = optimizer_class(critics, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg, assignment]
+        self.critic.optimizer = optimizer_class(critics, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def _part(self) -> dict[str, Any]:
         extractor = self.make_features_extractor()
@@ -268,6 +274,8 @@ class OffPolicyMDPO(OffPolicyAlgorithm):
         "MultiInputPolicy": OffPolicyMDPOMultiInputPolicy,
     }
     policy: OffPolicyMDPOPolicy
+    actor: MDPOActor
+    critic: MLP
 
     def __init__(
         self,
@@ -436,7 +444,7 @@ class OffPolicyMDPO(OffPolicyAlgorithm):
             actor_loss, value_target, info = self.actor_loss(replay.observations)
             _step(self.actor.optimizer, actor_loss)
             critic_loss, critic_info = self.critic_loss(replay, value_target)
-            _step(self.critic.optimizer, critic_loss)  # type: ignore[arg-type]
+            _step(self.critic.optimizer, critic_loss)
             polyak_update(self.policy.value.parameters(), self.policy.value_target.parameters(), self.tau)
         self._n_updates += gradient_steps
         # The authors refresh the anchor at the end of every env step (counted from 0) that m divides.

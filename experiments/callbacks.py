@@ -1,21 +1,23 @@
-"""What happens beside learning: evaluations, checkpoints, the finite guard for peers, hyperparameters in TensorBoard."""
+"""What happens beside learning: evaluations, checkpoints, the finite guard for peers, costs, the configuration's log."""
 
 from __future__ import annotations
 
+import copy
 import csv
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.logger import HParam, TensorBoardOutputFormat
-from stable_baselines3.common.vec_env import VecEnv, sync_envs_normalization
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from tether.agents.common.finite import check_finite
 
 from .checkpoints import save_checkpoint, save_model
 from .evaluate import Evaluation, evaluate
+from .logs import write_configuration, write_now
 from .manifest import write_atomically
 
 COLUMNS = ("timesteps", "mean_reward", "std_reward", "mean_cost", "ep_length", "episodes")
@@ -26,13 +28,13 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+        return [{**row, "timesteps": int(row["timesteps"])} for row in csv.DictReader(file)]
 
 
 class EvaluationCallback(BaseCallback):
     """Evaluates the policy every ``every`` env steps, keeps ``evaluations.csv`` and the best model.
 
-    :param env: evaluation environment (``VecNormalize`` statistics follow the training environment's)
+    :param env: evaluation environment; a ``VecNormalize`` follows the statistics of the training environment's
     :param folder: of the run
     :param every: env steps between evaluations
     :param episodes: whole episodes per evaluation, deterministic actions
@@ -41,46 +43,52 @@ class EvaluationCallback(BaseCallback):
     def __init__(self, env: VecEnv, folder: Path, every: int, episodes: int) -> None:
         super().__init__()
         self.env, self.folder, self.every, self.episodes = env, folder, every, episodes
-        self.rows: list[dict[str, Any]] = []
-        self.last: Evaluation | None = None
 
     def _init_callback(self) -> None:
         done = self.model.num_timesteps
-        self.rows = [r for r in read_evaluations(self.folder / "evaluations.csv") if int(float(r["timesteps"])) <= done]
-        self.best = max((float(r["mean_reward"]) for r in self.rows), default=-float("inf"))
-        self.next = (done // self.every + 1) * self.every
+        self.rows = [row for row in read_evaluations(self.folder / "evaluations.csv") if row["timesteps"] <= done]
+        self.best = max((float(row["mean_reward"]) for row in self.rows), default=-float("inf"))
+        last = self.rows[-1]["timesteps"] if self.rows else 0
+        self.next = (last // self.every + 1) * self.every
 
     def _on_step(self) -> bool:
-        if self.num_timesteps >= self.next:
+        # The last one is made after the last update, see `finish`.
+        if self.next <= self.num_timesteps < self.model._total_timesteps:
             self.evaluate()
-            self.next += self.every * (1 + (self.num_timesteps - self.next) // self.every)
+            self.next = (self.num_timesteps // self.every + 1) * self.every
         return True
 
-    def evaluate(self) -> Evaluation:
-        """Evaluate now; a second call at the same step returns the first one's result."""
-        step = self.model.num_timesteps
-        if self.last is not None and self.rows and int(float(self.rows[-1]["timesteps"])) == step:
-            return self.last
-        sync_envs_normalization(self.training_env, self.env)
-        self.last = evaluate(self.model, self.env, self.episodes)
-        self.rows.append({"timesteps": step, **self.last.row})
+    def finish(self) -> None:
+        """Evaluate the final policy."""
+        self.rows = [row for row in self.rows if row["timesteps"] < self.model.num_timesteps]
+        self.evaluate()
+
+    def evaluate(self) -> None:
+        """Evaluate now, write the row, and keep the model if it is the best so far."""
+        normalizer = self.model.get_vec_normalize_env()
+        if normalizer is not None:
+            assert isinstance(self.env, VecNormalize)
+            self.env.obs_rms = copy.deepcopy(normalizer.obs_rms)
+        step, result = self.model.num_timesteps, evaluate(self.model, self.env, self.episodes)
+        self.rows.append({"timesteps": step, **result.row})
         self._write()
-        self.logger.record("eval/mean_reward", self.last.returns.mean())
-        self.logger.record("eval/mean_ep_length", self.last.lengths.mean())
-        if self.last.costs is not None:
-            self.logger.record("eval/mean_cost", self.last.costs.mean())
-        if self.last.returns.mean() > self.best:
-            self.best = float(self.last.returns.mean())
+        write_now(self.logger, _logged(result), step)
+        if result.returns.mean() > self.best:
+            self.best = float(result.returns.mean())
             save_model(self.model, self.folder / "best_model.zip")
-        return self.last
 
     def _write(self) -> None:
         lines = [",".join(COLUMNS), *(",".join(str(row[c]) for c in COLUMNS) for row in self.rows)]
         write_atomically(self.folder / "evaluations.csv", "\n".join(lines) + "\n")
 
 
+def _logged(result: Evaluation) -> dict[str, float]:
+    values = {"eval/mean_reward": float(result.returns.mean()), "eval/mean_ep_length": float(result.lengths.mean())}
+    return values if result.costs is None else {**values, "eval/mean_cost": float(result.costs.mean())}
+
+
 class CheckpointCallback(BaseCallback):
-    """Saves the resumable state every ``seconds`` of wall time.
+    """Saves the resumable state every ``seconds`` of wall time, or less often where saving itself takes long.
 
     :param folder: of the checkpoint
     :param on_save: called after each save, so that the manifest knows how far the checkpoint goes
@@ -100,9 +108,11 @@ class CheckpointCallback(BaseCallback):
 
     def save(self) -> None:
         """Save now."""
+        begun = time.monotonic()
         save_checkpoint(self.model, self.folder)
         self.on_save()
-        self.due = time.monotonic() + self.seconds
+        now = time.monotonic()
+        self.due = now + max(self.seconds, 10 * (now - begun))  # a large replay buffer takes a tenth of the time at most
 
 
 class FiniteCallback(BaseCallback):
@@ -119,36 +129,30 @@ class CostCallback(BaseCallback):
 
     def _on_training_start(self) -> None:
         self.running = [0.0] * self.training_env.num_envs
-        self.episodes: list[float] = []
+        self.episodes: deque[float] = deque(maxlen=100)
+        self.seen = False
 
     def _on_step(self) -> bool:
         for env, info in enumerate(self.locals["infos"]):
-            if "cost" in info:
-                self.running[env] += info["cost"]
-                if self.locals["dones"][env]:
-                    self.episodes = [*self.episodes[-99:], self.running[env]]
-                    self.running[env] = 0.0
-                    self.logger.record("rollout/ep_cost_mean", sum(self.episodes) / len(self.episodes))
+            self.seen |= "cost" in info
+            self.running[env] += float(info.get("cost", 0.0))
+            if self.locals["dones"][env]:
+                self.episodes.append(self.running[env])
+                self.running[env] = 0.0
+        if self.seen and self.episodes:
+            self.logger.record("rollout/ep_cost_mean", sum(self.episodes) / len(self.episodes))
         return True
 
 
-class HParamCallback(BaseCallback):
-    """Fills TensorBoard's hparams tab, and shows the whole configuration as text.
-
-    :param hparams: flat mapping of names to numbers, words or booleans
-    :param text: the configuration as Markdown
-    """
+class ConfigurationCallback(BaseCallback):
+    """Writes the configuration to TensorBoard, see :func:`write_configuration`."""
 
     def __init__(self, hparams: Mapping[str, Any], text: str) -> None:
         super().__init__()
         self.hparams, self.text = dict(hparams), text
 
     def _on_training_start(self) -> None:
-        metrics: dict[str, float | int] = {"rollout/ep_rew_mean": 0.0, "eval/mean_reward": 0.0}
-        self.logger.record("hparams", HParam(self.hparams, metrics), exclude=("stdout", "log", "json", "csv"))
-        for output in self.logger.output_formats:
-            if isinstance(output, TensorBoardOutputFormat):
-                output.writer.add_text("configuration", self.text, self.num_timesteps)
+        write_configuration(self.logger, self.hparams, self.text, self.num_timesteps)
 
     def _on_step(self) -> bool:
         return True

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch as th
 
-from .errors import UsageError
+from .errors import UsageError, first_line
 from .manifest import write_json
 
 if TYPE_CHECKING:
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 
 
 def save_model(model: BaseAlgorithm, path: Path) -> None:
-    """``model.save`` beside, synced, then renamed; statistics of a ``VecNormalize`` go into ``vecnormalize.pkl``."""
+    """``model.save`` beside, synced, then renamed; statistics of a ``VecNormalize`` go into :func:`normalizer_path`."""
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        beside = normalizer_path(path).with_name(f".new-{normalizer_path(path).name}")
+        normalizer.save(str(beside))
+        os.replace(beside, normalizer_path(path))
     beside = path.with_name(f".new-{path.name}")
     model.save(beside)
     _sync(beside)
     os.replace(beside, path)
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None:
-        beside = path.with_name(".new-vecnormalize.pkl")
-        normalizer.save(str(beside))
-        os.replace(beside, path.with_name("vecnormalize.pkl"))
+
+
+def normalizer_path(model: Path) -> Path:
+    """Where a model's ``VecNormalize`` is kept: ``vecnormalize.pkl`` for model.zip, ``best_vecnormalize.pkl`` likewise."""
+    return model.with_name(model.name.replace("model.zip", "vecnormalize.pkl"))
 
 
 def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
@@ -45,11 +50,11 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
     if getattr(model, "replay_buffer", None) is not None:
         model.save_replay_buffer(new / "replay_buffer.pkl")  # type: ignore[attr-defined]
     th.save(_random_state(), new / "random.pt")
-    write_json(new / "state.json", {"timesteps": model.num_timesteps, "total": model._total_timesteps})
+    write_json(new / "state.json", {"timesteps": model.num_timesteps})
     for file in new.iterdir():
         _sync(file)
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
+    if folder.exists():  # if not, `old` is the only one until `new` has the name
+        shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     new.rename(folder)
     shutil.rmtree(old, ignore_errors=True)
@@ -64,28 +69,31 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def load_checkpoint(cls: type[BaseAlgorithm], folder: Path, env: VecEnv, device: str) -> BaseAlgorithm:
-    """The agent as it was saved, on a fresh ``env`` (whose ``VecNormalize`` gets its statistics back).
+    """The agent as it was saved, on a fresh ``env`` (which gets its ``VecNormalize`` back with its statistics).
 
     :raises UsageError: if a file of the checkpoint cannot be read
     """
+    path = folder / "model.zip"
     try:
-        model = cls.load(folder / "model.zip", env=env, device=device)
+        if normalizer_path(path).is_file():
+            env = restore_normalizer(env, normalizer_path(path))
+        model = cls.load(path, env=env, device=device)
         if (folder / "replay_buffer.pkl").is_file():
             model.load_replay_buffer(folder / "replay_buffer.pkl")  # type: ignore[attr-defined]
         _restore_random_state(th.load(folder / "random.pt", weights_only=True))
     except Exception as error:
         raise UsageError(
-            f"The checkpoint {folder} cannot be read ({type(error).__name__}: {error}). "
-            "Delete the run's folder to start it anew, or put the folder back from a copy."
+            f"The checkpoint {folder} cannot be read ({first_line(error)}): "
+            "delete the run's folder to start it anew, or put the checkpoint back from a copy."
         ) from error
     return model
 
 
 def restore_normalizer(env: VecEnv, path: Path) -> VecNormalize:
-    """Wrap ``env`` in the ``VecNormalize`` saved at ``path``."""
+    """Wrap ``env`` in the ``VecNormalize`` saved at ``path``, in the place of one that it has."""
     from stable_baselines3.common.vec_env import VecNormalize
 
-    return VecNormalize.load(str(path), env)
+    return VecNormalize.load(str(path), env.venv if isinstance(env, VecNormalize) else env)
 
 
 def _sync(path: Path) -> None:
@@ -100,6 +108,7 @@ def _random_state() -> dict[str, Any]:
         "python": [version, list(keys), gauss],
         "numpy": [name, th.as_tensor(mt.astype(np.int64)), position, has_gauss, cached],
         "torch": th.get_rng_state(),
+        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_initialized() else [],
     }
 
 
@@ -109,3 +118,4 @@ def _restore_random_state(state: dict[str, Any]) -> None:
     name, mt, position, has_gauss, cached = state["numpy"]
     np.random.set_state((name, mt.numpy().astype(np.uint32), position, has_gauss, cached))  # noqa: NPY002
     th.set_rng_state(state["torch"])
+    th.cuda.set_rng_state_all(state.get("cuda", [])[: th.cuda.device_count()])

@@ -1,12 +1,26 @@
-"""The run's logger: SB3's CSV and TensorBoard writers, continued where the checkpoint was when a run resumes."""
+"""The run's logger: ``progress.csv`` and TensorBoard, continued where the checkpoint was when a run resumes."""
 
 from __future__ import annotations
 
 import csv
+import io
+import sys
 from pathlib import Path
 from typing import Any
 
-from stable_baselines3.common.logger import CSVOutputFormat, HumanOutputFormat, KVWriter, Logger, TensorBoardOutputFormat
+import numpy as np
+from stable_baselines3.common.logger import (
+    HParam,
+    HumanOutputFormat,
+    KVWriter,
+    Logger,
+    TensorBoardOutputFormat,
+    filter_excluded_keys,
+)
+
+from .manifest import write_atomically
+
+STEP = "time/total_timesteps"
 
 
 def make_logger(folder: Path, timesteps: int, verbose: bool) -> Logger:
@@ -15,38 +29,92 @@ def make_logger(folder: Path, timesteps: int, verbose: bool) -> Logger:
     :param timesteps: steps already trained; what an interrupted run logged after them is dropped
     :param verbose: also print SB3's table
     """
-    progress = folder / "progress.csv"
-    rows = _rows_until(progress, timesteps)
-    csv_output = CSVOutputFormat(str(progress))
-    for row in rows:
-        csv_output.write(row, dict.fromkeys(row, ()), 0)
-    outputs: list[KVWriter] = [csv_output, _TensorBoard(folder, timesteps)]
+    outputs: list[KVWriter] = [ProgressWriter(folder / "progress.csv", timesteps), EventWriter(folder, timesteps)]
     if verbose:
-        import sys
-
         outputs.append(HumanOutputFormat(sys.stdout))
     return Logger(str(folder), outputs)
 
 
-class _TensorBoard(TensorBoardOutputFormat):
-    """SB3's writer with ``purge_step``: events logged after the checkpoint are hidden, so that the curve is one line."""
+def write_now(logger: Logger, values: dict[str, float], step: int) -> None:
+    """Log values at their own step, without what else waits for the next dump."""
+    for output in logger.output_formats:
+        if isinstance(output, KVWriter):
+            output.write(values, dict.fromkeys(values, ()), step)
 
-    def __init__(self, folder: Path, purge_step: int) -> None:
+
+def write_configuration(logger: Logger, hparams: dict[str, Any], text: str, step: int) -> None:
+    """Fill TensorBoard's hparams tab and show the configuration as text; nothing happens without TensorBoard.
+
+    :param hparams: flat mapping of names to numbers, words or booleans
+    :param text: the configuration as Markdown
+    """
+    metrics: dict[str, float | int] = {"rollout/ep_rew_mean": 0.0, "eval/mean_reward": 0.0}
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            output.write({"hparams": HParam(hparams, metrics)}, {"hparams": ()}, step)
+            output.writer.add_text("configuration", text, step)
+
+
+class ProgressWriter(KVWriter):
+    """``progress.csv`` as SB3 writes it, but with one row per step: what is logged later at the same step joins it.
+
+    :param path: of the file
+    :param timesteps: rows after this step are dropped, all of them if it is 0
+    """
+
+    def __init__(self, path: Path, timesteps: int) -> None:
+        self.path = path
+        self.rows = [row for row in _read(path) if float(row.get(STEP, np.inf)) <= timesteps]
+        self.keys = list(dict.fromkeys(key for row in self.rows for key in row))
+        write_atomically(path, _as_csv(self.keys, self.rows, header=True))
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        """Append the scalars among the values as a row, or add them to the last row if that has the same step."""
+        scalars = filter_excluded_keys(key_values, key_excluded, "csv")
+        row = {STEP: step, **{k: v for k, v in scalars.items() if isinstance(v, (int, float, str, np.number))}}
+        same_step = bool(self.rows) and int(self.rows[-1][STEP]) == step
+        new_keys = [key for key in row if key not in self.keys]
+        self.keys += new_keys
+        if same_step:
+            self.rows[-1] |= row
+        else:
+            self.rows.append(row)
+        if same_step or new_keys:
+            write_atomically(self.path, _as_csv(self.keys, self.rows, header=True))
+        else:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(_as_csv(self.keys, [row], header=False))
+
+    def close(self) -> None:
+        """Nothing is open between two rows."""
+
+
+class EventWriter(TensorBoardOutputFormat):
+    """SB3's TensorBoard writer with ``purge_step``: what was logged after the checkpoint is hidden, so a curve is one line.
+
+    :param folder: of the event files
+    :param timesteps: of the checkpoint, 0 for a new run
+    """
+
+    def __init__(self, folder: Path, timesteps: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        super().__init__(str(folder))
-        if purge_step:
-            self.writer.close()
-            self.writer = SummaryWriter(log_dir=str(folder), purge_step=purge_step + 1)
+        # Not SB3's constructor, which would open a file of events without purge_step first.
+        self.writer = SummaryWriter(log_dir=str(folder), purge_step=timesteps + 1 if timesteps else None)
+        self._is_closed = False
 
 
-def _rows_until(path: Path, timesteps: int) -> list[dict[str, Any]]:
-    if not (timesteps and path.is_file()):
+def _as_csv(keys: list[str], rows: list[dict[str, Any]], header: bool) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    if header and keys:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [
-        {key: value for key, value in row.items() if value}
-        for row in rows
-        if row.get("time/total_timesteps") and int(float(row["time/total_timesteps"])) <= timesteps
-    ]
+        return [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]

@@ -6,11 +6,12 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from .errors import UsageError
 
 PACKAGES = (
     "tether-rl", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "stable-baselines3", "sb3-contrib", "envpool",
@@ -32,14 +33,34 @@ def write_json(path: Path, data: Any) -> None:
     write_atomically(path, json.dumps(data, indent=2, default=str) + "\n")
 
 
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a run's folder; None where there is none.
+
+    :raises UsageError: if the file is not a run's manifest
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return None
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in ("agent", "env", "status", "config", "wall_seconds") if key not in manifest]
+    except (OSError, ValueError, TypeError) as error:
+        raise UsageError(f"{path} cannot be read ({error}): restore it, or delete {folder} to start the run anew.") from error
+    if not isinstance(manifest, dict) or missing:
+        raise UsageError(f"{path} is not a run's manifest: restore it, or delete {folder} to start the run anew.")
+    return manifest
+
+
 def git_revision() -> dict[str, Any]:
     """Revision and dirty flag of the checkout this code runs from; empty where there is none (an installed wheel)."""
+    here = Path(__file__).resolve()
 
     def git(*words: str) -> str:
-        here = Path(__file__).resolve().parent
-        return subprocess.run(["git", "-C", str(here), *words], capture_output=True, text=True, check=True).stdout.strip()
+        words = ("git", "-C", str(here.parent), *words)
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", here.name)  # a wheel may lie inside somebody else's checkout
         return {"revision": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
     except (OSError, subprocess.CalledProcessError):
         return {}
@@ -69,16 +90,9 @@ def hardware() -> dict[str, Any]:
     return {"cpu": name, "cores": os.cpu_count(), "gpu": gpu, "platform": platform.platform()}
 
 
-def command_line() -> str:
-    """The command as a user would type it."""
-    words = sys.argv[1:] if Path(sys.argv[0]).name in ("tether", "__main__.py") else sys.argv
-    return " ".join(["tether", *words]) if words is not sys.argv else " ".join(sys.argv)
-
-
 def describe() -> dict[str, Any]:
     """The parts of a manifest that do not depend on the run."""
     return {
-        "command": command_line(),
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "git": git_revision(),
         "versions": versions(),

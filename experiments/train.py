@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-
+import inspect
+import json
 import shlex
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from .catalogue import OURS, agent_class, canonical_name
-from .errors import UsageError
-from .manifest import describe, write_json
+from .errors import UsageError, first_line
+from .interrupts import stoppable
+from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments, check_arguments, merge, preset
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
+
+    from .callbacks import CheckpointCallback, EvaluationCallback
 
 DEFAULT_STEPS = 1_000_000
 
@@ -63,38 +68,22 @@ class RunConfig:
         agent = canonical_name(self.agent)
         arguments = merge(preset(agent, self.env), self.hp)
         check_arguments(agent, arguments)
-        steps = self.steps or arguments.get("steps") or DEFAULT_STEPS
-        _require(steps >= 1, f"--steps must be 1 or more, not {steps}.")
-        _require(self.eval_episodes >= 1, f"--eval-episodes must be 1 or more, not {self.eval_episodes}.")
-        _require(self.eval_every is None or self.eval_every >= 1, f"--eval-every must be 1 or more, not {self.eval_every}.")
-        _require(self.checkpoint_every > 0, f"--checkpoint-every is in seconds and must be above 0, not {self.checkpoint_every}.")
-        n_envs = self.n_envs if self.n_envs is not None else arguments.get("n_envs", 1)
-        _require(n_envs >= 1, f"--n-envs must be 1 or more, not {n_envs}.")
-        if "buffer_size" not in self.hp and _takes(agent, "buffer_size"):
+        steps = arguments.get("steps", DEFAULT_STEPS) if self.steps is None else self.steps
+        n_envs = arguments.get("n_envs", 1) if self.n_envs is None else self.n_envs
+        eval_every = max(1, steps // 20) if self.eval_every is None else self.eval_every
+        whole = {"steps": steps, "n-envs": n_envs, "eval-every": eval_every, "eval-episodes": self.eval_episodes}
+        for option, number in whole.items():
+            _require(number >= 1, f"--{option} must be 1 or more, not {number}.")
+        _require(self.checkpoint_every > 0, f"--checkpoint-every is in seconds and above 0, not {self.checkpoint_every}.")
+        if "buffer_size" not in self.hp and "buffer_size" in inspect.signature(agent_class(agent).__init__).parameters:
             # A replay buffer never holds more than the run collects; a smaller one makes smaller checkpoints.
-            default = arguments.get("buffer_size", 1_000_000)
-            arguments["buffer_size"] = min(default, max(steps, n_envs))
-        filled = {
-            **self.__dict__, "agent": agent, "steps": steps, "n_envs": n_envs,
-            "eval_every": self.eval_every or max(1, steps // 20),
-        }  # fmt: skip
-        return RunConfig(**filled), arguments
+            arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs))
+        return replace(self, agent=agent, steps=steps, n_envs=n_envs, eval_every=eval_every), arguments
 
     @property
     def folder(self) -> Path:
         """``<out>/<env>/<agent>/seed-<k>``; slashes of an env id become ``--``."""
         return self.out / self.env.replace("/", "--") / self.agent / f"seed-{self.seed}"
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UsageError(sentence)
-
-
-def _takes(agent: str, argument: str) -> bool:
-    import inspect
-
-    return argument in inspect.signature(agent_class(agent).__init__).parameters
 
 
 @dataclass(frozen=True)
@@ -111,90 +100,101 @@ class RunResult:
     manifest: dict[str, Any]
 
 
-def train(config: RunConfig, *, verbose: int = 1, extra: dict[str, Any] | None = None) -> RunResult:
+def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) -> RunResult:
     """Train one agent, or continue the run that the same configuration began.
 
     :param verbose: 0 silent, 1 a progress bar and sentences, 2 also SB3's table
-    :param extra: further entries of the manifest (a study's name)
+    :param command: what was typed, for the manifest (None: the process's own command line)
     :raises UsageError: for a configuration that cannot be run, a folder in use or one with another configuration
     :raises NonFiniteError: when a reward, observation or loss is not finite
     """
     config, arguments = config.resolve()
     folder = config.folder
     identity = _identity(config, arguments)
-    previous = _read_manifest(folder)
+    previous = read_manifest(folder)
     if previous is not None:
         _refuse_other_configuration(folder, previous["config"], identity)
         if previous["status"] == "finished":
             return RunResult(folder, finished=True, fresh=False, manifest=previous)
-    _check_environment(config)
-    with _lock(folder):
-        return _Run(config, arguments, identity, verbose, extra or {}).execute(previous)
+    check_environment(config)
+    with _held(folder), stoppable():
+        return _Run(config, arguments, identity, verbose, command or shlex.join(sys.argv)).execute(previous)
 
 
 class _Run:
     """The parts of one run and the order in which they are used."""
 
     def __init__(
-        self, config: RunConfig, arguments: dict[str, Any], identity: dict[str, Any], verbose: int, extra: dict[str, Any]
+        self, config: RunConfig, arguments: dict[str, Any], identity: dict[str, Any], verbose: int, command: str
     ) -> None:
         self.config, self.arguments, self.verbose = config, arguments, verbose
         self.folder = config.folder
         self.manifest = {
             "agent": config.agent, "env": config.env, "seed": config.seed, "steps": config.steps, "status": "running",
-            "timesteps": 0, "wall_seconds": 0.0, "config": identity, **describe(), **extra,
+            "timesteps": 0, "wall_seconds": 0.0, "deterministic": True, "config": identity, "command": command, **describe(),
         }  # fmt: skip
 
     def execute(self, previous: dict[str, Any] | None) -> RunResult:
+        """Build everything, train, and leave the folder complete."""
         from .checkpoints import find_checkpoint
 
-        checkpoint = find_checkpoint(self.folder / "checkpoint")
-        env = self._make_env(segment=_next_segment(self.folder))
-        model = self._make_model(env, checkpoint)
-        if checkpoint is not None and previous is not None:
-            self.manifest["wall_seconds"] = previous.get("checkpoint_seconds", previous["wall_seconds"])
-            self.manifest["command"], self.manifest["started"] = previous["command"], previous["started"]
-            self.say(f"continuing {self.folder} at step {model.num_timesteps:,} of {self.config.steps:,}")
-        self._describe_model(model, env)
-        write_json(self.folder / "manifest.json", self.manifest)
-        return self._learn(model, env)
+        checkpoint = find_checkpoint(self.folder / "checkpoint") if previous is not None else None
+        if checkpoint is None:
+            _clear(self.folder)
+        env = self._make_env()
+        try:
+            model = self._make_model(env, checkpoint)
+            if checkpoint is not None and previous is not None:
+                self.manifest["wall_seconds"] = previous.get("checkpoint_seconds", previous["wall_seconds"])
+                self.manifest |= {key: previous[key] for key in ("command", "started") if key in previous}
+                self._say(f"continuing {self.folder} at step {model.num_timesteps:,} of {self.config.steps:,}")
+            self._describe(model, env)
+            write_json(self.folder / "manifest.json", self.manifest)
+            return self._learn(model)
+        finally:
+            _close(env)
 
-    def say(self, sentence: str) -> None:
+    def _say(self, sentence: str) -> None:
         if self.verbose:
             print(sentence, flush=True)
 
-    def _make_env(self, segment: int) -> VecEnv:
+    def _make_env(self) -> VecEnv:
+        """The training environment; each start of a run has a monitor file and episodes of its own."""
         from tether.envs import make_vec
 
-        name = "monitor.csv" if segment == 0 else f"{segment}.monitor.csv"
+        segment = len(list(self.folder.glob("*monitor.csv")))
         return make_vec(
             self.config.env,
             n_envs=self.config.n_envs or 1,
             backend=self.config.backend,
             seed=self.config.seed,
             normalize=bool(self.arguments.get("normalize", False)),
-            monitor_file=str(self.folder / name),
+            monitor_file=str(self.folder / ("monitor.csv" if segment == 0 else f"{segment}.monitor.csv")),
             env_kwargs=self.config.env_kwargs or None,
         )
 
     def _make_model(self, env: VecEnv, checkpoint: Path | None) -> BaseAlgorithm:
-        from .checkpoints import load_checkpoint, restore_normalizer
+        from .checkpoints import load_checkpoint
 
         cls = agent_class(self.config.agent)
         if checkpoint is not None:
-            if (checkpoint / "vecnormalize.pkl").is_file():
-                env = restore_normalizer(getattr(env, "venv", env), checkpoint / "vecnormalize.pkl")
-            return load_checkpoint(cls, checkpoint, env, self.config.device)
+            model = load_checkpoint(cls, checkpoint, env, self.config.device)
+            # Loading seeds environments and random actions as at the start, which would repeat the first episodes.
+            later = self.config.seed + model.num_timesteps
+            env.seed(later)
+            model.action_space.seed(later)
+            return model
         kwargs = build_arguments(self.config.agent, self.arguments)
         if "noise_std" in self.arguments:
             kwargs["action_noise"] = _gaussian_noise(env, self.arguments["noise_std"])
         policy = self.arguments.get("policy") or _default_policy(env)
         try:
             return cls(policy, env, seed=self.config.seed, device=self.config.device, **kwargs)  # type: ignore[arg-type]
-        except (ValueError, AssertionError) as error:
-            raise UsageError(f"{self.config.agent} cannot be built for {self.config.env}: {error}") from error
+        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
+            reason = str(error) if isinstance(error, ValueError) else first_line(error)
+            raise UsageError(f"{self.config.agent} cannot be built for {self.config.env}: {reason}") from error
 
-    def _describe_model(self, model: BaseAlgorithm, env: VecEnv) -> None:
+    def _describe(self, model: BaseAlgorithm, env: VecEnv) -> None:
         import torch as th
 
         self.manifest["device"] = str(model.device)
@@ -202,58 +202,62 @@ class _Run:
         self.manifest["backend"] = type(env.unwrapped).__name__
         self.manifest["parameters"] = sum(p.numel() for p in model.policy.parameters())
 
-    def _learn(self, model: BaseAlgorithm, env: VecEnv) -> RunResult:
+    def _learn(self, model: BaseAlgorithm) -> RunResult:
         from .checkpoints import save_model
         from .logs import make_logger
 
-        callbacks, evaluation, checkpoint = self._callbacks(model)
+        clock = _stopwatch(self.manifest["wall_seconds"])
+        evaluation, checkpoint, others = self._callbacks(model, clock)
         model.set_logger(make_logger(self.folder, model.num_timesteps, verbose=self.verbose > 1))
-        # `kill` is answered like Ctrl-C, also where a shell's `nohup ... &` had the interrupt ignored.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.default_int_handler)
-        begun, before = time.monotonic(), self.manifest["wall_seconds"]
-        self._clock = lambda: before + time.monotonic() - begun
+        assert self.config.steps is not None
         try:
             model.learn(
-                self.config.steps - model.num_timesteps,  # type: ignore[operator]
-                callback=callbacks,
+                self.config.steps - model.num_timesteps,
+                callback=[*others, evaluation, checkpoint],
                 reset_num_timesteps=False,
                 progress_bar=self.verbose > 0 and sys.stderr.isatty(),
             )
-            seconds = self._clock()
-            evaluation.evaluate()
-            model.logger.dump(model.num_timesteps)
-            status = "finished"
+            seconds, status = clock(), "finished"
+            evaluation.finish()
         except KeyboardInterrupt:
-            seconds = self._clock()
+            seconds, status = clock(), "interrupted"
             checkpoint.save()
-            status = "interrupted"
+        except Exception:
+            self._update_manifest("failed", model.num_timesteps, clock())
+            raise
+        finally:
+            model.logger.close()
+            _close(evaluation.env)
         save_model(model, self.folder / "model.zip")
-        model.logger.close()
-        env.close()
-        evaluation.env.close()
         self._update_manifest(status, model.num_timesteps, seconds)
         return RunResult(self.folder, finished=status == "finished", fresh=True, manifest=self.manifest)
 
-    def _callbacks(self, model: BaseAlgorithm) -> tuple[list[BaseCallback], Any, Any]:
-        from .callbacks import CheckpointCallback, CostCallback, EvaluationCallback, FiniteCallback, HParamCallback
+    def _callbacks(
+        self, model: BaseAlgorithm, clock: Callable[[], float]
+    ) -> tuple[EvaluationCallback, CheckpointCallback, list[BaseCallback]]:
+        from .callbacks import (
+            CheckpointCallback,
+            ConfigurationCallback,
+            CostCallback,
+            EvaluationCallback,
+            FiniteCallback,
+        )
 
         assert self.config.eval_every is not None
-        evaluation = EvaluationCallback(
-            self._make_evaluation_env(model), self.folder, self.config.eval_every, self.config.eval_episodes
-        )
-        checkpoint = CheckpointCallback(
-            self.folder / "checkpoint",
-            self.config.checkpoint_every,
-            lambda: self._update_manifest("running", model.num_timesteps, self._clock()),
-        )
+        evaluation_env = self._make_evaluation_env(model)
+        evaluation = EvaluationCallback(evaluation_env, self.folder, self.config.eval_every, self.config.eval_episodes)
+
+        def note_checkpoint() -> None:
+            self.manifest["checkpoint_seconds"] = round(clock(), 2)
+            self._update_manifest("running", model.num_timesteps, clock())
+
+        checkpoint = CheckpointCallback(self.folder / "checkpoint", self.config.checkpoint_every, note_checkpoint)
         hparams = {"agent": self.config.agent, "env": self.config.env, "seed": self.config.seed}
         hparams |= {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.arguments.items()}
-        text = "\n".join(f"    {line}" for line in _lines(self.manifest["config"]))
-        callbacks: list[BaseCallback] = [evaluation, checkpoint, CostCallback(), HParamCallback(hparams, text)]
-        if self.config.agent not in OURS:
-            callbacks.insert(0, FiniteCallback())
-        return callbacks, evaluation, checkpoint
+        guard = [] if self.config.agent in OURS else [FiniteCallback()]
+        text = yaml.safe_dump(_plain(self.manifest["config"]), sort_keys=False)
+        configuration = ConfigurationCallback(hparams, "".join(f"    {line}\n" for line in text.splitlines()))
+        return evaluation, checkpoint, [*guard, CostCallback(), configuration]
 
     def _make_evaluation_env(self, model: BaseAlgorithm) -> VecEnv:
         from stable_baselines3.common.vec_env import VecNormalize
@@ -273,8 +277,6 @@ class _Run:
 
     def _update_manifest(self, status: str, timesteps: int, seconds: float) -> None:
         self.manifest |= {"status": status, "timesteps": timesteps, "wall_seconds": round(seconds, 2)}
-        if status == "running":
-            self.manifest["checkpoint_seconds"] = round(seconds, 2)
         write_json(self.folder / "manifest.json", self.manifest)
 
 
@@ -289,49 +291,56 @@ def _identity(config: RunConfig, arguments: dict[str, Any]) -> dict[str, Any]:
     return plain | {"arguments": {k: v for k, v in arguments.items() if k not in ("n_envs", "steps")}}
 
 
-def _read_manifest(folder: Path) -> dict[str, Any] | None:
-    import json
-
-    path = folder / "manifest.json"
-    if not path.is_file():
-        return None
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        manifest["status"], manifest["config"]
-        return manifest
-    except (ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path} is not a run's manifest ({error!r}): delete {folder} to start the run anew.") from error
-
-
 def _refuse_other_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    differing = [k for k in sorted({*before, *now}) if _plain(before.get(k)) != _plain(now.get(k))]
-    if differing:
-        key = differing[0]
-        raise UsageError(
-            f"{folder} holds a run with another configuration ('{key}' was {before.get(key)!r}, now {now.get(key)!r}): "
-            "delete the folder, or give another --seed or --out."
-        )
+    old, new = dict(_leaves(_plain(before))), dict(_leaves(_plain(now)))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            raise UsageError(
+                f"{folder} holds a run with another configuration ('{key}' was {old.get(key)!r}, now {new.get(key)!r}): "
+                "delete the folder, or give another --seed or --out."
+            )
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; an agent's arguments stand under their own names, as --hp takes them."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, "" if prefix + key == "arguments" else f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _plain(value: Any) -> Any:
     """As JSON gives it back, so that a tuple equals the list it was written as."""
-    import json
-
     return json.loads(json.dumps(value, default=str))
 
 
-def _check_environment(config: RunConfig) -> None:
-    """Make the environment once, so that a wrong id or a missing extra is said before a folder exists."""
-    from tether.envs import make_env
+def check_environment(config: RunConfig) -> None:
+    """Make the environment once, so that a wrong id or a missing extra is said before a folder exists.
 
-    make_env(config.env, **config.env_kwargs).close()
+    :raises EnvError: for an id, an argument or a backend that is not known, or an extra that is not installed
+    :raises UsageError: for what the environment itself refuses
+    """
+    import gymnasium as gym
+
+    from tether.envs import make_env, resolve_backend
+
+    try:
+        make_env(config.env, **config.env_kwargs).close()
+    except (gym.error.Error, ImportError) as error:
+        raise UsageError(f"The environment {config.env} cannot be made ({first_line(error)}).") from error
+    resolve_backend(config.env, config.n_envs or 1, config.backend, config.env_kwargs)
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Hold the run's folder; the system frees the lock when the process dies."""
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the run's folder inside the block; a folder where nothing began is taken away again.
+
+    The system frees the lock when the process dies.
+    """
     from filelock import FileLock, Timeout
 
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
@@ -343,12 +352,38 @@ def _lock(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        if not (folder / "manifest.json").exists():
+            with suppress(OSError):
+                _clear(folder)
+                (folder / ".lock").unlink()
+                for place in made:
+                    place.rmdir()
         lock.release()
 
 
-def _next_segment(folder: Path) -> int:
-    """Number of the next monitor file; each start of a run has its own, and SB3's plotters read them together."""
-    return len(list(folder.glob("*monitor.csv")))
+def _clear(folder: Path) -> None:
+    """Remove what a run wrote that left no checkpoint to continue from."""
+    written = ("*monitor.csv", "events.out.tfevents.*", "progress.csv", "evaluations.csv", "*model.zip", "*vecnormalize.pkl")
+    for pattern in written:
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _close(env: VecEnv) -> None:
+    """Close an environment; Ctrl-C may have ended the processes behind it already."""
+    with suppress(EOFError, OSError):
+        env.close()
+
+
+def _stopwatch(before: float) -> Callable[[], float]:
+    """A function that gives the seconds since now, plus those of the run's former parts."""
+    begun = time.monotonic()
+    return lambda: before + time.monotonic() - begun
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UsageError(sentence)
 
 
 def _default_policy(env: VecEnv) -> str:
@@ -366,16 +401,3 @@ def _gaussian_noise(env: VecEnv, std: float) -> Any:
 
     shape = env.action_space.shape
     return NormalActionNoise(np.zeros(shape), np.full(shape, std))  # type: ignore[arg-type]
-
-
-def _lines(config: dict[str, Any]) -> list[str]:
-    import yaml
-
-    return yaml.safe_dump(_plain(config), sort_keys=False).splitlines()
-
-
-def resume_hint(config: RunConfig, argv: list[str]) -> str:
-    """How to go on after Ctrl-C."""
-    return f"Saved. The same command goes on from here:\n  tether {shlex.join(argv)}"
-
-

@@ -8,6 +8,7 @@ which is KL(pi || pi_k) at q = 1 and sum_a (pi - pi_k)^2 at q = 2 (derived; spec
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch as th
 from stable_baselines3.common.distributions import (
@@ -59,9 +60,11 @@ def bregman_gaussian(
     return (own - q * cross) / (q - 1.0) + old
 
 
-def bregman(new: Distribution, old: Distribution, q: float) -> th.Tensor:
+def bregman(new: Any, old: Any, q: float) -> th.Tensor:
     """The Bregman divergence of order q, summed over action dimensions (q = 1: :func:`kl`).
 
+    :param new: SB3 distribution over a batch of B states
+    :param old: another of the same class
     :return: (B,)
     :raises ValueError: for a distribution without a closed form here
     """

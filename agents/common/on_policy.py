@@ -185,10 +185,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
     def _stack(self, observations: tuple[Any, ...]) -> Any:
         """Single observations (arrays or dicts) as one batch on the device."""
         if isinstance(observations[0], dict):
-            batch = {key: np.stack([o[key] for o in observations]) for key in observations[0]}
-        else:
-            batch = np.stack(observations)
-        return obs_as_tensor(batch, self.device)
+            return obs_as_tensor({k: np.stack([o[k] for o in observations]) for k in observations[0]}, self.device)
+        return obs_as_tensor(np.stack(observations), self.device)
 
     # ------------------------------------------------------------------ improvement
 

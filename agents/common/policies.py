@@ -43,7 +43,8 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
-        self.moments = RunningMoments(self.observation_space.shape) if self.normalize_observations else None
+        shape = self.observation_space.shape or ()
+        self.moments = RunningMoments(shape) if self.normalize_observations else None
         super()._build(lr_schedule)
 
     def update_moments(self, observations: PyTorchObs) -> None:

@@ -40,6 +40,7 @@ class Pair:
 
     :param rebuild: ``rebuild(reference, seen)`` puts the reference into the state of EnvPool's first observation
         (float64 arrays by name)
+    :param hold: for how many steps a random action is kept; above 1 it is from the corners of the action space
     :param config: EnvPool's own arguments
     :param kwargs: arguments of both
     """
@@ -48,10 +49,11 @@ class Pair:
         self,
         env_id: str,
         rebuild: Callable[[gym.Env, dict[str, np.ndarray]], None],
+        hold: int = 1,
         config: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        self.reference, self._rebuild = make_env(env_id, **kwargs), rebuild
+        self.reference, self._rebuild, self._hold, self._steps = make_env(env_id, **kwargs), rebuild, hold, 0
         kwargs.pop("max_episode_steps", None)
         self.pool = OpenPool(_pool_task(env_id), self.reference, 1, 1, **kwargs, **(config or {}))
         self.pool.seed(7)
@@ -68,29 +70,40 @@ class Pair:
         self.reference.reset(seed=7)
         self._rebuild(self.reference, self.seen)
 
-    def step(self) -> tuple[float, float, bool]:
-        """Take one random action in both.
+    def step(self) -> tuple[float, float, bool, bool]:
+        """Take one action in both.
 
         :return: largest absolute difference of the observations, difference of the rewards relative to their size,
-            and whether the episode terminated; their ends must be the same
+            whether there was a reward and whether the episode terminated; their ends must be the same
         """
-        space = self.reference.action_space
-        action = self._rng.uniform(space.low, space.high).astype(np.float32) if isinstance(space, gym.spaces.Box) else space.sample()
-        observations, rewards, dones, infos = self.pool.step(np.array([action]))
-        observation, reward, terminated, truncated, _ = self.reference.step(action)
+        if self._steps % self._hold == 0:
+            self._action = self._random_action()
+        self._steps += 1
+        observations, rewards, dones, infos = self.pool.step(np.array([self._action]))
+        observation, reward, terminated, truncated, _ = self.reference.step(self._action)
+        reward = float(reward)
         assert bool(dones[0]) == (terminated or truncated)
         assert infos[0].get("TimeLimit.truncated", False) == (truncated and not terminated)
         mine = infos[0].get("terminal_observation", observations[0])
         if dones[0]:
             self.restart()
-        return float(np.abs(mine - observation).max()), abs(rewards[0] - float(reward)) / max(1.0, abs(float(reward))), terminated
+        gap = abs(rewards[0].item() - reward) / max(1.0, abs(reward))
+        return float(np.abs(mine - observation).max()), gap, abs(reward) > 1e-6, terminated
 
-    def walk(self, steps: int) -> tuple[float, float, int]:
-        """Take many actions: the largest differences, and how many episodes terminated."""
-        observation, reward, terminated = zip(*(self.step() for _ in range(steps)), strict=True)
+    def _random_action(self) -> Any:
+        space = self.reference.action_space
+        if isinstance(space, gym.spaces.Discrete):
+            return self._rng.integers(space.n)
+        if self._hold > 1:
+            return np.where(self._rng.random(space.shape) < 0.5, space.low, space.high)
+        return self._rng.uniform(space.low, space.high).astype(np.float32)
+
+    def walk(self, steps: int) -> tuple[float, float, int, int]:
+        """Take many actions: the largest differences, and how many steps were rewarded and episodes terminated."""
+        observation, reward, rewarded, terminated = zip(*(self.step() for _ in range(steps)), strict=True)
         self.pool.close()
         self.reference.close()
-        return max(observation), max(reward), sum(terminated)
+        return max(observation), max(reward), sum(rewarded), sum(terminated)
 
 
 @pytest.fixture(scope="session")

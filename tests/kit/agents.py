@@ -45,8 +45,14 @@ SUBJECTS = [
     Subject(
         OffPolicyMDPO,
         small={"buffer_size": 2_000, "learning_starts": 60, "batch_size": 32, "policy_kwargs": {"net_arch": [16]}},
-        learns={"learning_starts": 200, "learning_rate": 3e-3, "gamma": 0.5, "ent_coef": 0.05, "anchor_interval": 100,
-                "batch_size": 64},  # fmt: skip
+        learns={
+            "learning_starts": 200,
+            "learning_rate": 3e-3,
+            "gamma": 0.5,
+            "ent_coef": 0.05,
+            "anchor_interval": 100,
+            "batch_size": 64,
+        },
         steps=1_500,
     ),
 ]

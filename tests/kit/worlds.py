@@ -26,7 +26,7 @@ class Bandit(gym.Env):
 
 
 class Identity(gym.Env):
-    """The action must repeat the observation: reward 1 for doing so (boxes: minus the distance), 10 steps an episode."""
+    """The action must repeat the observation: 1 for doing so (boxes: minus the distance); 10 steps an episode."""
 
     def __init__(self, space: spaces.Space[Any], cost: bool = False) -> None:
         self.action_space = space

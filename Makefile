@@ -1,0 +1,41 @@
+# `make train` and `make test` work from a bare clone with python3 and make, without root.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ENV ?= HalfCheetah-v4
+STEPS ?= 500000
+OUT ?= results/runs
+
+.PHONY: train test slow lint figures clean
+
+# The base install and the fast simulator; the stamp changes when a dependency does.
+$(VENV)/base: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[envpool]'
+	touch $@
+
+$(VENV)/dev: $(VENV)/base
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Train MDPO, compare its speed with SB3's PPO, and set it beside the committed runs of its peers.
+train: $(VENV)/base
+	$(BIN)/python -W ignore -m tether train MDPO --env $(ENV) --steps $(STEPS) --out $(OUT)
+	$(BIN)/python -W ignore -m tether evaluate $(OUT)/$(ENV)/MDPO/seed-0
+	$(BIN)/python -W ignore -m tether report $(OUT)/$(ENV)/MDPO/seed-0 results/measured --env $(ENV) --out $(OUT)/$(ENV)
+	$(BIN)/python -W ignore -m tether bench on-policy --env $(ENV)
+	@echo
+	@echo "Curves: $(BIN)/tensorboard --logdir $(OUT)   then open the address it prints."
+
+test: $(VENV)/dev
+	$(BIN)/python -m pytest -q
+
+slow: $(VENV)/dev
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
