@@ -32,6 +32,7 @@ from torch.nn import functional as F
 
 from .common.divergences import log_q
 from .common.finite import check_finite, check_finite_info
+from .common.threads import torch_threads
 
 SelfOffPolicyMDPO = TypeVar("SelfOffPolicyMDPO", bound="OffPolicyMDPO")
 
@@ -512,7 +513,8 @@ class OffPolicyMDPO(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfOffPolicyMDPO:
         """Train for ``total_timesteps`` env steps; arguments as in SB3."""
-        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+        with torch_threads(self.policy):
+            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor", "critic"]

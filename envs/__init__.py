@@ -1,6 +1,13 @@
 """Environments for control, behind one door: `make_env` for one, `make_vec` for a Stable-Baselines3 `VecEnv`."""
 
+import os
+import sys
+
 from .make import list_envs, make_env, make_vec, resolve_backend
 from .suite import EnvError
 
 __all__ = ["EnvError", "list_envs", "make_env", "make_vec", "resolve_backend"]
+
+# MuJoCo and dm_control read this once, when they are imported, and fail to render where there is no display.
+if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    os.environ.setdefault("MUJOCO_GL", "egl")

@@ -11,6 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from .mujoco import same_physics
 from .suite import PoolTask, Suite, installed
 
 _FORM = re.compile(r"dm_control/(?P<domain>\w+)-(?P<task>\w+)-v0")
@@ -168,7 +169,8 @@ def _pool(env_id: str) -> PoolTask | None:
     if match is None:
         return None
     words = f"{match['domain']}_{match['task']}".split("_")
-    return PoolTask("".join(word[:1].upper() + word[1:] for word in words) + "-v1", agrees=env_id in POOL)
+    pool_id = "".join(word[:1].upper() + word[1:] for word in words) + "-v1"
+    return PoolTask(pool_id, agrees=env_id in POOL and same_physics())
 
 
 SUITE = Suite("dm_control", owns=_owns, ids=_ids, make=_make, pool=_pool)

@@ -18,12 +18,11 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
-from .suite import EnvError, PoolTask
-
-NO_LIMIT = 2**31 - 1  # steps; EnvPool stores it as int32
+from .pool_env import NO_LIMIT
+from .suite import EnvError, PoolTask, is_hwc_image
 
 
 def available_cores() -> int:
@@ -34,9 +33,9 @@ def available_cores() -> int:
 class EnvPoolVecEnv(VecEnv):
     """A vector of EnvPool environments.
 
-    Observations are (n_envs, *shape) in the dtype of ``reference.observation_space``, rewards (n_envs,) float32, dones
-    (n_envs,) bool. Only the infos of ended episodes have entries: ``terminal_observation``, ``TimeLimit.truncated``
-    and the last values of what EnvPool reports (``success``, ``x_velocity``, ...).
+    Observations are (n_envs, *shape) in the dtype of ``reference.observation_space``, images CHW; rewards are (n_envs,)
+    float32, dones (n_envs,) bool. Only the infos of ended episodes have entries: ``terminal_observation``,
+    ``TimeLimit.truncated`` and the last values of what EnvPool reports (``success``, ``x_velocity``, ...).
 
     :param task: EnvPool's task
     :param reference: an environment of `make_env` whose spaces, spec and time limit are taken over; it is not stepped
@@ -45,9 +44,7 @@ class EnvPoolVecEnv(VecEnv):
     :param kwargs: the task's arguments, from ``task.arguments``
     """
 
-    def __init__(
-        self, task: PoolTask, reference: gym.Env, n_envs: int, num_threads: int | None = None, **kwargs: Any
-    ) -> None:
+    def __init__(self, task: PoolTask, reference: gym.Env, n_envs: int, num_threads: int | None = None, **kwargs: Any) -> None:
         self._task, self._kwargs = task, kwargs
         self._num_threads = num_threads or min(n_envs, available_cores())
         self._limit = (reference.spec and reference.spec.max_episode_steps) or NO_LIMIT
@@ -57,7 +54,10 @@ class EnvPoolVecEnv(VecEnv):
             self._obs_keys = [f"obs:{name}" for name in reference.get_wrapper_attr("observation_names")]
         self.spec = reference.spec
         self.metadata = reference.metadata
-        super().__init__(n_envs, reference.observation_space, reference.action_space)
+        space = reference.observation_space
+        if is_hwc_image(space):
+            space = VecTransposeImage.transpose_space(space)
+        super().__init__(n_envs, space, reference.action_space)
         self._ids = np.arange(n_envs, dtype=np.int32)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._pool: Any = None
@@ -72,8 +72,7 @@ class EnvPoolVecEnv(VecEnv):
             num_threads=self._num_threads,
             env_seed=[seed % 2**31 for seed in seeds],
             max_episode_steps=NO_LIMIT,
-            **self._task.config,
-            **self._kwargs,
+            **{**self._task.config, **self._kwargs},
         )
         keys = list(self._pool._state_keys)
         self._columns = {key: keys.index(key) for key in ("reward", "done")}
@@ -144,7 +143,7 @@ class EnvPoolVecEnv(VecEnv):
         """(n, *shape) observations in the dtype of the space, in fresh memory."""
         dtype = self.observation_space.dtype
         if len(self._obs_columns) == 1:
-            return state[self._obs_columns[0]].astype(dtype)
+            return state[self._obs_columns[0]].astype(dtype, copy=False)  # EnvPool gives every step its own memory
         count = len(state[self._columns["done"]])
         return np.concatenate([state[c].reshape(count, -1) for c in self._obs_columns], axis=1, dtype=dtype)
 

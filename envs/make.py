@@ -6,23 +6,44 @@ import difflib
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
 
-from . import dm_control, mujoco, registered
-from .suite import EnvError, PoolTask, Suite, cast_observations, installed
+from . import atari, clinical, dm_control, mujoco, procgen, registered, robotics
+from .suite import EnvError, PoolTask, Suite, cast_observations, installed, is_hwc_image, unknown_argument
 
 logger = logging.getLogger("tether")
 
-SUITES: tuple[Suite, ...] = (mujoco.SUITE, dm_control.SUITE, registered.SUITE)
+# The last one owns whatever the others do not.
+SUITES: tuple[Suite, ...] = (
+    mujoco.SUITE,
+    dm_control.SUITE,
+    procgen.SUITE,
+    atari.SUITE,
+    robotics.ROBOTICS,
+    robotics.META_WORLD,
+    robotics.OGBENCH,
+    clinical.SUITE,
+    registered.SUITE,
+)
 BACKENDS = ("auto", "dummy", "subproc", "envpool")
 
 
 def list_envs() -> dict[str, list[str]]:
     """The ids that can be made with what is installed, by suite."""
-    return {suite.name: ids for suite in SUITES if (ids := suite.ids())}
+    suites = {suite.name: [env_id for env_id in suite.ids() if _suite_of(env_id) is suite] for suite in SUITES}
+    return {name: ids for name, ids in suites.items() if ids}
 
 
 def make_env(env_id: str, *, flatten: bool = True, render_mode: str | None = None, **kwargs: Any) -> gym.Env:
@@ -35,16 +56,20 @@ def make_env(env_id: str, *, flatten: bool = True, render_mode: str | None = Non
     :return: observations are float32 where the environment itself gives float64, images HWC uint8
     :raises EnvError: for an id or argument that is not known, or an id whose extra is not installed
     """
-    suite = _suite_of(env_id)
     try:
-        env = suite.make(env_id, flatten, render_mode, **kwargs)
+        env = _suite_of(env_id).make(env_id, flatten, render_mode, **kwargs)
     except gym.error.UnregisteredEnv as error:
         raise EnvError(_unknown_id(env_id)) from error
+    except gym.error.DependencyNotInstalled as error:
+        raise EnvError(f"{env_id} cannot be made: {str(error).rstrip('.')}.") from error
+    except ModuleNotFoundError as error:
+        name = error.name or env_id.partition(":")[0]
+        raise EnvError(f"{env_id} needs the module '{name}': install it, or correct its name.") from error
     except TypeError as error:
-        name = re.search(r"(?:unexpected keyword|multiple values for) argument '(\w+)'", str(error))
-        if name is None or name[1] not in kwargs:
+        argument = re.search(r"(?:unexpected keyword|multiple values for) argument '(\w+)'", str(error))
+        if argument is None or argument[1] not in kwargs:
             raise
-        raise EnvError(f"{env_id} has no argument '{name[1]}': leave it out, or look for its right name.") from error
+        raise unknown_argument(env_id, argument[1]) from error
     return cast_observations(env)
 
 
@@ -55,7 +80,7 @@ def make_vec(
     backend: str = "auto",
     seed: int | None = None,
     normalize: bool | Mapping[str, Any] = False,
-    monitor_file: str | None = None,
+    monitor_file: str | Path | None = None,
     env_kwargs: Mapping[str, Any] | None = None,
     frame_stack: int | None = None,
     num_threads: int | None = None,
@@ -70,20 +95,26 @@ def make_vec(
     :param normalize: wrap in ``VecNormalize``; a mapping gives its arguments
     :param monitor_file: where to write SB3's ``monitor.csv``
     :param env_kwargs: arguments for `make_env`
-    :param frame_stack: number of observations to stack along the last axis, or the first of images
+    :param frame_stack: number of observations to stack along the last axis, of images along the first; 0 for none. By
+        default 4 for Atari, whose games also get SB3's ``AtariWrapper``, and none elsewhere
     :param num_threads: threads of EnvPool; by default one per environment, at most one per core
     :return: images are CHW uint8, everything else as `make_env` gives it
     :raises EnvError: as `make_env`, and for a backend that is not known or cannot serve the id, or ``n_envs < 1``
     """
-    kwargs = dict(env_kwargs or {})
-    chosen = resolve_backend(env_id, n_envs, backend, kwargs)
+    chosen = resolve_backend(env_id, n_envs, backend, env_kwargs)
     logger.info("%s: %d environment(s) on backend '%s'", env_id, n_envs, chosen)
-    if chosen == "envpool":
-        venv = _make_pool(env_id, n_envs, num_threads, kwargs)
-    else:
-        backend_class = SubprocVecEnv if chosen == "subproc" else DummyVecEnv
-        venv = backend_class([lambda: make_env(env_id, **kwargs) for _ in range(n_envs)])
-    venv = VecMonitor(venv, monitor_file)
+    suite = _suite_of(env_id)
+    kwargs = {**suite.vec_arguments, **(env_kwargs or {})}
+    venv: VecEnv = VecMonitor(
+        _make_pool(env_id, n_envs, num_threads, kwargs)
+        if chosen == "envpool"
+        else _make_python(env_id, n_envs, chosen, kwargs),
+        None if monitor_file is None else str(monitor_file),
+    )
+    if is_hwc_image(venv.observation_space):
+        venv = VecTransposeImage(venv)
+    if frame_stack is None:
+        frame_stack = suite.frame_stack
     if frame_stack:
         venv = VecFrameStack(venv, frame_stack)
     if normalize:
@@ -94,9 +125,7 @@ def make_vec(
     return venv
 
 
-def resolve_backend(
-    env_id: str, n_envs: int = 1, backend: str = "auto", env_kwargs: Mapping[str, Any] | None = None
-) -> str:
+def resolve_backend(env_id: str, n_envs: int = 1, backend: str = "auto", env_kwargs: Mapping[str, Any] | None = None) -> str:
     """The backend that `make_vec` takes for these arguments: ``dummy``, ``subproc`` or ``envpool``.
 
     ``auto`` is ``envpool`` for several environments whose agreement with the reference is tested and whose arguments
@@ -123,8 +152,10 @@ def _suite_of(env_id: str) -> Suite:
 
 
 def _unknown_id(env_id: str) -> str:
-    known = [name for ids in list_envs().values() for name in ids]
-    near = difflib.get_close_matches(env_id, known, n=1, cutoff=0.4)
+    known = _suite_of(env_id).ids()
+    near = difflib.get_close_matches(env_id, known, n=1)
+    if not near:
+        near = difflib.get_close_matches(env_id, [name for ids in list_envs().values() for name in ids], n=1)
     hint = f"did you mean '{near[0]}'?" if near else "list_envs() gives those that are known."
     return f"There is no environment '{env_id}': {hint}"
 
@@ -148,6 +179,15 @@ def _pool_refusal(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
         if name not in task.arguments | {"max_episode_steps"}:
             return f"EnvPool's {env_id} does not take '{name}': leave it out, or use backend='dummy'."
     return None
+
+
+def _make_python(env_id: str, n_envs: int, backend: str, kwargs: dict[str, Any]) -> VecEnv:
+    def make() -> gym.Env:
+        return make_env(env_id, **kwargs)
+
+    if backend == "subproc":
+        return SubprocVecEnv([make] * n_envs)
+    return DummyVecEnv([make] * n_envs)
 
 
 def _make_pool(env_id: str, n_envs: int, num_threads: int | None, kwargs: dict[str, Any]) -> VecEnv:

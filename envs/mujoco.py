@@ -16,7 +16,7 @@ TASKS = (
     "Pusher", "Reacher", "Swimmer", "Walker2d",
 )  # fmt: skip
 
-_FORM = re.compile(rf"({'|'.join(TASKS)})-v[45]")
+_FORM = re.compile(rf"({'|'.join(TASKS)})-v[2345]")
 
 # EnvPool has these under the same names; Pusher and Reacher name their weights otherwise.
 _POOL_ARGUMENTS = frozenset({
@@ -34,20 +34,22 @@ def _ids() -> list[str]:
 
 
 def _make(env_id: str, flatten: bool, render_mode: str | None, **kwargs: Any) -> gym.Env:
-    if env_id == "Pusher-v4":
-        raise EnvError("Pusher-v4 runs on MuJoCo 2 only: use Pusher-v5.")
+    if env_id not in _ids():
+        raise EnvError(f"{env_id} runs on MuJoCo 2 only: use {env_id[:-1]}5.")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)  # v4 is asked for by name
         return gym.make(env_id, render_mode=render_mode, disable_env_checker=True, **kwargs)
 
 
 def _pool(env_id: str) -> PoolTask | None:
+    if env_id not in _ids():
+        return None
     # Gymnasium fills the contact forces in version 4 as well; EnvPool does so for version 5 only, unless told.
     config = {"post_constraint": True} if re.fullmatch(r"Humanoid(Standup)?-v4", env_id) else {}
-    return PoolTask(env_id, agrees=_same_physics(), arguments=_POOL_ARGUMENTS, config=config)
+    return PoolTask(env_id, agrees=same_physics(), arguments=_POOL_ARGUMENTS, config=config)
 
 
-def _same_physics() -> bool:
+def same_physics() -> bool:
     """EnvPool is built on MuJoCo 3.6; with versions before it, Hopper moves otherwise."""
     major, minor = version("mujoco").split(".")[:2]
     return (int(major), int(minor)) >= (3, 6)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 
 
 class EnvError(ValueError):
@@ -45,6 +47,8 @@ class Suite:
     :param ids: the ids that can be made now; empty where the suite's extra is not installed
     :param make: ``make(env_id, flatten, render_mode, **kwargs)`` gives one environment
     :param pool: EnvPool's task for an id, None where there is none
+    :param vec_arguments: keyword arguments that `make_vec` adds
+    :param frame_stack: how many observations `make_vec` stacks by default
     """
 
     name: str
@@ -52,11 +56,31 @@ class Suite:
     ids: Callable[[], list[str]]
     make: Callable[..., gym.Env]
     pool: Callable[[str], PoolTask | None] = _no_pool
+    vec_arguments: Mapping[str, Any] = field(default_factory=dict)
+    frame_stack: int | None = None
 
 
 def installed(*modules: str) -> bool:
     """Whether all of the modules can be imported."""
     return all(importlib.util.find_spec(module) is not None for module in modules)
+
+
+def require(env_id: str, extra: str, *modules: str) -> None:
+    """Refuse an id whose modules are not installed."""
+    if not installed(*modules):
+        raise EnvError(f'{env_id} needs an extra: pip install "tether-rl[{extra}]".')
+
+
+def unknown_argument(env_id: str, name: str, known: Iterable[str] = ()) -> EnvError:
+    """The error that names an argument which the environment does not have, and the nearest that it has."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    hint = f"did you mean '{near[0]}'?" if near else "leave it out, or look for its right name."
+    return EnvError(f"{env_id} has no argument '{name}': {hint}")
+
+
+def is_hwc_image(space: spaces.Space) -> TypeGuard[spaces.Box]:
+    """Whether observations are images with the channels last."""
+    return isinstance(space, spaces.Box) and is_image_space(space) and not is_image_space_channels_first(space)
 
 
 class Float32(gym.ObservationWrapper, gym.utils.RecordConstructorArgs):

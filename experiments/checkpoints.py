@@ -106,7 +106,7 @@ def _random_state() -> dict[str, Any]:
     name, mt, position, has_gauss, cached = np.random.get_state()  # noqa: NPY002 - SB3 draws from the global generator
     return {
         "python": [version, list(keys), gauss],
-        "numpy": [name, th.as_tensor(mt.astype(np.int64)), position, has_gauss, cached],
+        "numpy": [name, th.as_tensor(np.asarray(mt, np.int64)), position, has_gauss, cached],
         "torch": th.get_rng_state(),
         "cuda": th.cuda.get_rng_state_all() if th.cuda.is_initialized() else [],
     }

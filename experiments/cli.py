@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .errors import UsageError
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser that refuses in one sentence, as the rest of the command does, instead of with its whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. `{self.prog} --help` says what it takes.")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands; nothing heavy is imported for it."""
-    parser = argparse.ArgumentParser(prog="tether", description="Train, evaluate and compare trust-region agents.")
+    parser = _Parser(prog="tether", description="Train, evaluate and compare trust-region agents.")
     from tether import __version__
 
     parser.add_argument("--version", action="version", version=f"tether {__version__}")
@@ -69,7 +78,7 @@ def _add_study(commands: Any) -> None:
 def _add_report(commands: Any) -> None:
     p = commands.add_parser("report", help="tables with intervals and learning curves from runs")
     p.add_argument("runs", nargs="+", type=Path, metavar="RUNS")
-    p.add_argument("--published", type=Path, metavar="DIR", help="published numbers (default: results/published if it is there)")
+    p.add_argument("--published", type=Path, metavar="DIR", help="published numbers (default: results/published)")
     p.add_argument("--env", nargs="+", metavar="ID", help="only these environments")
     p.add_argument("--out", type=Path, metavar="DIR", help="write report.md, summary.csv and curves.png there")
     p.set_defaults(run=_report)
@@ -105,15 +114,16 @@ def _train(args: argparse.Namespace) -> int:
         out=args.out,
         device=args.device,
     )
-    result = train(config, verbose=2 if args.verbose else 1)
+    result = train(config, verbose=2 if args.verbose else 1, command=args.typed)
     if not result.finished:
-        print("\nStopped and saved. The same command goes on from here.")
+        print(f"\nStopped at step {result.manifest['timesteps']:,} and saved. To go on:\n  {args.typed}")
         return 130
     if not result.fresh:
         print(f"{result.folder} is finished already ({result.manifest['timesteps']:,} steps): nothing to do.")
         return 0
     rate = result.manifest["timesteps"] / max(result.manifest["wall_seconds"], 1e-9)
-    print(f"{result.folder}: {result.manifest['timesteps']:,} steps in {result.manifest['wall_seconds']:.0f} s ({rate:,.0f} steps/s)")
+    seconds = f"{result.manifest['wall_seconds']:.0f} s ({rate:,.0f} steps/s)"
+    print(f"{result.folder}: {result.manifest['timesteps']:,} steps in {seconds}")
     print(f"curves: tensorboard --logdir {args.out}")
     return 0
 
@@ -121,13 +131,14 @@ def _train(args: argparse.Namespace) -> int:
 def _evaluate(args: argparse.Namespace) -> int:
     from .evaluate import evaluate, load_trained, record_video, summary
 
-    model, env, env_id = load_trained(args.source, args.env, n_envs=min(args.episodes, 10), seed=args.seed)
-    print(f"{type(model).__name__} on {env_id}\n{summary(evaluate(model, env, args.episodes))}")
+    if args.video is not None and args.video.suffix != ".mp4":
+        raise UsageError(f"--video takes a name that ends in .mp4, not '{args.video}'.")
+    trained = load_trained(args.source, args.env)
+    env = trained.make_env(min(args.episodes, 10), args.seed)
+    print(f"{type(trained.model).__name__} on {trained.env_id}\n{summary(evaluate(trained.model, env, args.episodes))}")
     env.close()
     if args.video is not None:
-        folder = args.source if args.source.is_dir() else args.source.parent
-        frames = record_video(model, env_id, {}, args.video, folder / "vecnormalize.pkl", args.seed)
-        print(f"{args.video}: {frames} frames")
+        print(f"{args.video}: {record_video(trained, args.video, args.seed)} frames")
     return 0
 
 
@@ -170,19 +181,24 @@ def main(argv: list[str] | None = None) -> int:
 
     :return: exit code: 0 done, 1 something failed, 2 the command cannot be run as given, 130 interrupted
     """
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
     try:
-        return args.run(args)
+        args = build_parser().parse_args(words)
+        args.typed = shlex.join(["tether", *words])
+        with warnings.catch_warnings():
+            # An older version of an environment is asked for by name, to compare with what was published for it.
+            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+            return args.run(args)
     except KeyboardInterrupt:
         return 130
-    except UsageError as error:
+    except (UsageError, OSError) as error:
         sentence = str(error)
     except ValueError as error:
         # The libraries' own refusals (an env, an agent's argument, a number that is not finite) are sentences, too.
         if not type(error).__module__.startswith("tether"):
             raise
         sentence = str(error)
-    print(f"tether: {sentence}", file=sys.stderr)
+    print(f"tether: {' '.join(sentence.split())}", file=sys.stderr)
     return 2
 
 

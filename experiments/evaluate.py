@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import UsageError
+from .errors import UsageError, first_line
+from .manifest import read_manifest
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -70,34 +74,97 @@ def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bo
     return Evaluation(np.array(returns), np.array(lengths), np.array(costs.episodes) if costs.seen else None)
 
 
-def load_trained(source: Path, env_id: str | None, n_envs: int, seed: int, device: str = "auto") -> tuple[Any, VecEnv, str]:
-    """A trained agent with an environment to run it in, from a run folder or a model file.
+@dataclass(frozen=True)
+class Trained:
+    """A trained agent, and what it takes to make environments for it.
 
-    :param source: a run's folder (its ``model.zip``, or ``best_model.zip`` named explicitly) or a saved model
-    :param env_id: needed where no manifest beside the model names it
-    :return: model, vector environment (normalised as in training), env id
-    :raises UsageError: for a missing file or an env that is not known
+    :param env_kwargs: as in training
+    :param normalizer: file of the ``VecNormalize`` it was trained in; None where there was none
     """
-    from tether.envs import make_vec
 
+    model: BaseAlgorithm
+    env_id: str
+    env_kwargs: dict[str, Any]
+    normalizer: Path | None
+
+    def make_env(self, n_envs: int, seed: int, **kwargs: Any) -> VecEnv:
+        """A vector environment whose observations are normalised as in training, its rewards left raw.
+
+        :param kwargs: further arguments of the environment (``render_mode``)
+        :raises UsageError: if the agent has other spaces
+        """
+        from stable_baselines3.common.utils import check_for_correct_spaces
+
+        from tether.envs import make_vec
+
+        from .checkpoints import restore_normalizer
+
+        env: VecEnv = make_vec(
+            self.env_id, n_envs=n_envs, backend="dummy", seed=seed, env_kwargs={**self.env_kwargs, **kwargs}
+        )
+        if self.normalizer is not None:
+            env = normalized = restore_normalizer(env, self.normalizer)
+            normalized.training = normalized.norm_reward = False
+        env = self.model._wrap_env(env, verbose=0, monitor_wrapper=False)  # images as the agent takes them
+        try:
+            check_for_correct_spaces(env, self.model.observation_space, self.model.action_space)
+        except ValueError as error:
+            raise UsageError(f"The agent was trained in other spaces than those of {self.env_id}: {error}.") from error
+        return env
+
+
+def load_trained(source: Path, env_id: str | None = None, device: str = "auto") -> Trained:
+    """A trained agent from a run's folder or a model file, SB3's own included.
+
+    :param source: a run's folder (its ``model.zip``) or a saved model
+    :param env_id: another environment than the one it was trained in; needed where no manifest beside the model names it
+    :raises UsageError: for a file that is missing or not a model
+    """
     from .catalogue import agent_class
-    from .checkpoints import restore_normalizer
+    from .checkpoints import normalizer_path
 
     path = source / "model.zip" if source.is_dir() else source
     if not path.is_file():
         raise UsageError(f"There is no model at {path}: name a run's folder that holds model.zip, or a model's file.")
-    manifest_path = path.with_name("manifest.json")
-    if not manifest_path.is_file():
-        raise UsageError(f"{manifest_path} is missing, so it is not known which agent {path.name} is: evaluate a run's folder.")
-    manifest = json.loads(manifest_path.read_text(encoding="utf-8"))
-    config = manifest["config"]
-    env_id = env_id or manifest["env"]
-    env: VecEnv = make_vec(env_id, n_envs=n_envs, backend="dummy", seed=seed, env_kwargs=config.get("env_kwargs") or None)
-    normalizer = path.with_name("vecnormalize.pkl")
-    if normalizer.is_file():
-        env = restore_normalizer(env, normalizer)
-        env.training, env.norm_reward = False, False  # type: ignore[attr-defined]
-    return agent_class(manifest["agent"]).load(path, device=device), env, env_id
+    manifest = read_manifest(path.parent)
+    name = manifest["agent"] if manifest else _saved_agent(path)
+    if env_id is None and manifest is None:
+        raise UsageError(f"No manifest.json beside {path} names its environment: give it with --env.")
+    try:
+        model = agent_class(name).load(path, device=device)
+    except Exception as error:
+        raise UsageError(f"{path} cannot be read as a model of {name} ({first_line(error)}).") from error
+    config = manifest["config"] if manifest else {}
+    same_env = manifest is not None and env_id in (None, manifest["env"])
+    normalizer = normalizer_path(path)
+    if config.get("arguments", {}).get("normalize") and not normalizer.is_file():
+        raise UsageError(f"{normalizer} is missing, without which the agent cannot see: put it back beside {path.name}.")
+    return Trained(
+        model,
+        env_id or config["env"],
+        config.get("env_kwargs") or {} if same_env else {},
+        normalizer if normalizer.is_file() else None,
+    )
+
+
+def _saved_agent(path: Path) -> str:
+    """The agent that saved a model: of those all of whose attributes are in the file, the one with the most."""
+    from .catalogue import AGENTS, agent_class
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            saved = set(json.loads(archive.read("data")))
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
+        raise UsageError(f"{path} is not a model that Stable-Baselines3 or Tether saved ({first_line(error)}).") from error
+    fitting = {}
+    for name in AGENTS:
+        bare = agent_class(name)("MlpPolicy", None, _init_setup_model=False)  # type: ignore[call-arg]
+        attributes = set(vars(bare)) - set(bare._excluded_save_params())
+        if attributes <= saved:
+            fitting[name] = len(attributes)
+    if not fitting:
+        raise UsageError(f"{path} was saved by none of {', '.join(AGENTS)}, or by an old version: evaluate a run's folder.")
+    return max(fitting, key=lambda name: fitting[name])
 
 
 def summary(result: Evaluation) -> str:
@@ -115,38 +182,39 @@ def summary(result: Evaluation) -> str:
     return "\n".join(lines)
 
 
-def record_video(model: BaseAlgorithm, env_id: str, env_kwargs: dict[str, Any], path: Path, wrap: Path | None, seed: int) -> int:
+def record_video(trained: Trained, path: Path, seed: int) -> int:
     """Film one episode as mp4.
 
-    :param wrap: ``vecnormalize.pkl`` of the run, where there is one
     :return: number of frames
     :raises UsageError: if the environment cannot render
     """
     import imageio.v2 as imageio
 
-    from tether.envs import make_vec
-
-    from .checkpoints import restore_normalizer
-
-    env: VecEnv = make_vec(
-        env_id, n_envs=1, backend="dummy", seed=seed, env_kwargs={**env_kwargs, "render_mode": "rgb_array"}
-    )
+    env = trained.make_env(1, seed, render_mode="rgb_array")
     fps = int((env.get_attr("metadata")[0] or {}).get("render_fps", 30))
-    if wrap is not None and wrap.is_file():
-        env = restore_normalizer(env, wrap)
-        env.training, env.norm_reward = False, False  # type: ignore[attr-defined]
-    observation, frames, done = env.reset(), 0, False
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".new-{path.name}")
-    with imageio.get_writer(beside, format="FFMPEG", fps=fps, macro_block_size=1) as writer:  # type: ignore[arg-type]
-        while not done:
-            frame = env.render()
-            if frame is None:
-                raise UsageError(f"{env_id} does not render to pictures, so there is no video of it.")
-            writer.append_data(np.asarray(frame))
-            action, _ = model.predict(observation, deterministic=True)
-            observation, _, dones, _ = env.step(action)
-            done, frames = bool(dones[0]), frames + 1
-    beside.replace(path)
-    env.close()
+    try:
+        with closing(imageio.get_writer(beside, format="FFMPEG", fps=fps, macro_block_size=2)) as writer:
+            frames = 0
+            for frame in _frames(trained, env):
+                writer.append_data(frame)
+                frames += 1
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+        env.close()
     return frames
+
+
+def _frames(trained: Trained, env: VecEnv) -> Iterator[np.ndarray]:
+    """The pictures of one episode, each taken before the step that leaves it."""
+    observation, done = env.reset(), False
+    while not done:
+        frame = env.render()
+        if frame is None:
+            raise UsageError(f"{trained.env_id} does not render to pictures, so there is no video of it.")
+        yield np.asarray(frame)
+        action, _ = trained.model.predict(observation, deterministic=True)  # type: ignore[arg-type]
+        observation, _, dones, _ = env.step(action)
+        done = bool(dones[0])

@@ -113,7 +113,7 @@ def _as_csv(keys: list[str], rows: list[dict[str, Any]], header: bool) -> str:
     return text.getvalue()
 
 
-def _read(path: Path) -> list[dict[str, str]]:
+def _read(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8") as file:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any
 
@@ -19,6 +20,12 @@ from .errors import UsageError, nearest
 RUN_KEYS: dict[str, Any] = {"policy": str, "n_envs": int, "normalize": bool, "steps": int, "noise_std": float}
 # Arguments of the constructor that a run sets, not a preset.
 RESERVED = {"self", "policy", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model"}
+
+# How plain data of each type is called in messages.
+WORDS: dict[Any, str] = {
+    float: "a number", int: "a whole number", str: "a word", bool: "true or false", dict: "a mapping",
+    list: "a list", tuple: "a list", type(None): "null", Callable: "a schedule such as lin_3e-4",
+}  # fmt: skip
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,12 +46,12 @@ def read_yaml(text: str, name: str) -> Any:
     :raises UsageError: with the line of the first mistake
     """
     try:
-        return yaml.load(text, Loader=_Loader)  # noqa: S506 - derived from SafeLoader
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" in line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or "it is not YAML"
-        raise UsageError(f"{name} cannot be read{where}: {problem}. Correct the file and run the command again.") from error
+        raise UsageError(f"{name} cannot be read{where}: {problem}.") from error
 
 
 def suite_of(env_id: str) -> str:
@@ -61,7 +68,10 @@ def read_presets(agent: str) -> dict[str, dict[str, Any]]:
     path = resources.files(__package__) / "presets" / f"{agent.lower()}.yaml"
     if not path.is_file():
         return {}
-    return read_yaml(path.read_text(encoding="utf-8"), f"The preset file {path.name}") or {}
+    presets = read_yaml(path.read_text(encoding="utf-8"), f"The preset file {path.name}") or {}
+    if not (isinstance(presets, dict) and all(isinstance(arguments, dict) for arguments in presets.values())):
+        raise UsageError(f"The preset file {path.name} must map env ids and suites to mappings of arguments.")
+    return presets
 
 
 def preset(agent: str, env_id: str) -> dict[str, Any]:
@@ -81,11 +91,14 @@ def parse_assignments(pairs: list[str], option: str) -> dict[str, Any]:
         if not equals or not key:
             raise UsageError(f"{option} takes key=value, not '{pair}'.")
         *parents, last = key.split(".")
+        both = f"{option} gives '{{}}' a value and also something inside it: use one of the two."
         place = result
         for parent in parents:
             place = place.setdefault(parent, {})
             if not isinstance(place, dict):
-                raise UsageError(f"{option} gives '{parent}' a value and also something inside it: use one of the two.")
+                raise UsageError(both.format(parent))
+        if isinstance(place.get(last), dict):
+            raise UsageError(both.format(last))
         place[last] = read_yaml(text, f"The value of {option} {key}")
     return result
 
@@ -111,28 +124,34 @@ def check_arguments(agent: str, arguments: Mapping[str, Any]) -> None:
             hint = RUN_KEYS[key]
         elif key in known:
             hint = hints[key]
+        elif key in RESERVED:
+            raise UsageError(f"{agent}'s argument '{key}' is set by the run itself: see `tether train --help`.")
         else:
             raise UsageError(f"{agent} has no argument '{key}'.{nearest(key, [*known, *RUN_KEYS])}")
-        if not _fits(value, hint) and not _is_linear(value, hint):
+        if not _fits(value, hint):
             raise UsageError(f"{agent}'s argument '{key}' must be {_words(hint)}, not {value!r}.")
 
 
 def build_arguments(agent: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments from plain data: "lin_3e-4" becomes a linear schedule, "ReLU" a class of ``torch.nn``."""
-    built = {key: value for key, value in arguments.items() if key not in RUN_KEYS}
+    # A copy, because agents add to their policy_kwargs, and the plain data is what a run's manifest records.
+    built = copy.deepcopy({key: value for key, value in arguments.items() if key not in RUN_KEYS})
     hints = _argument_types(agent)
     for key, value in built.items():
-        if _is_linear(value, hints.get(key)):
+        start = _linear_start(value, hints[key])
+        if start is not None:
             from stable_baselines3.common.utils import LinearSchedule
 
-            built[key] = LinearSchedule(float(str(value).removeprefix("lin_")), 0.0, 1.0)
+            built[key] = LinearSchedule(start, 0.0, 1.0)
+        elif isinstance(value, list) and tuple in _kinds(hints[key]):
+            built[key] = tuple(value)
     policy_kwargs = built.get("policy_kwargs")
     if policy_kwargs and isinstance(policy_kwargs.get("activation_fn"), str):
         from torch import nn
 
         activation = policy_kwargs["activation_fn"]
         if not (isinstance(getattr(nn, activation, None), type) and issubclass(getattr(nn, activation), nn.Module)):
-            raise UsageError(f"policy_kwargs.activation_fn names a class of torch.nn such as ReLU or Tanh, not '{activation}'.")
+            raise UsageError(f"policy_kwargs.activation_fn names a class of torch.nn such as ReLU, not '{activation}'.")
         built["policy_kwargs"] = {**policy_kwargs, "activation_fn": getattr(nn, activation)}
     return built
 
@@ -150,40 +169,29 @@ def _argument_types(agent: str) -> dict[str, Any]:
     return types_of
 
 
-def _alternatives(hint: Any) -> tuple[Any, ...]:
+def _kinds(hint: Any) -> list[Any]:
+    """The types that an annotation allows, without their parameters: ``tuple[int, str] | None`` gives tuple and None's."""
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
-    return typing.get_args(hint) if is_union else (hint,)
+    return [typing.get_origin(kind) or kind for kind in (typing.get_args(hint) if is_union else (hint,))]
 
 
 def _fits(value: Any, hint: Any) -> bool:
     """Whether plain data can stand for an annotated argument."""
-    if hint is Any:
+    kinds = _kinds(hint)
+    if Any in kinds or _linear_start(value, hint) is not None:
         return True
-    for alternative in _alternatives(hint):
-        kind = typing.get_origin(alternative) or alternative
-        if alternative is type(None):
-            fits = value is None
-        elif kind is float:
-            fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-        elif kind is int:
-            fits = isinstance(value, int) and not isinstance(value, bool)
-        elif kind is tuple:
-            fits = isinstance(value, (list, tuple))
-        else:
-            fits = isinstance(kind, type) and kind in (str, bool, dict, list) and isinstance(value, kind)
-        if fits:
-            return True
-    return False
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float in kinds or (int in kinds and isinstance(value, int))
+    if isinstance(value, list):
+        return list in kinds or tuple in kinds
+    return type(value) in kinds and type(value) in WORDS
 
 
-def _is_linear(value: Any, hint: Any) -> bool:
-    """Whether ``value`` is RL-Zoo's "lin_<start>" and the argument may be a schedule."""
-    is_schedule = any(typing.get_origin(a) is typing.get_origin(typing.Callable[[float], float]) for a in _alternatives(hint))
-    return is_schedule and isinstance(value, str) and re.fullmatch(r"lin_[\d.eE+-]+", value) is not None
+def _linear_start(value: Any, hint: Any) -> float | None:
+    """The start of RL-Zoo's "lin_<start>", where the argument may be a schedule; else None."""
+    number = re.fullmatch(r"lin_(\d*\.?\d+(?:[eE][-+]?\d+)?)", value) if isinstance(value, str) else None
+    return float(number[1]) if number and Callable in _kinds(hint) else None
 
 
 def _words(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", str: "a word", bool: "true or false", dict: "a mapping",
-             list: "a list", tuple: "a list", type(None): "null"}  # fmt: skip
-    words = [names[typing.get_origin(a) or a] for a in _alternatives(hint) if (typing.get_origin(a) or a) in names]
-    return " or ".join(words) or "left to Python code"
+    return " or ".join(dict.fromkeys(WORDS[kind] for kind in _kinds(hint) if kind in WORDS)) or "left to Python code"

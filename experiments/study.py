@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tether.envs.envpool_vec import available_cores
 
 from .catalogue import canonical_name
 from .errors import UsageError, nearest
+from .interrupts import stoppable
 from .manifest import write_json
-from .presets import check_arguments, merge, preset, read_yaml
+from .presets import read_yaml
+from .train import RunConfig, check_environment
 
-KEYS = ("name", "agents", "envs", "seeds", "steps", "n_envs", "backend", "eval_every", "eval_episodes", "hp")
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 1 and value == int(value)
+
+
+def _is_list_of(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and bool(value) and all(type(item) is kind for item in value)
+
+
+def _is_mapping_of_mappings(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, dict) for item in value.values())
+
+
+# What each key of a study must be, in words and as a check.
+KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("a word", lambda value: isinstance(value, str)),
+    "agents": ("a list of agents", _is_list_of(str)),
+    "envs": ("a list of environment ids", _is_list_of(str)),
+    "seeds": ("the number of seeds or a list of seeds", lambda value: _is_whole(value) or _is_list_of(int)(value)),
+    "steps": ("a whole number above 0", _is_whole),
+    "n_envs": ("a whole number above 0", _is_whole),
+    "backend": ("a word", lambda value: isinstance(value, str)),
+    "eval_every": ("a whole number above 0", _is_whole),
+    "eval_episodes": ("a whole number above 0", _is_whole),
+    "hp": ("a mapping of agents to mappings of arguments", _is_mapping_of_mappings),
+}
+KEYS = tuple(KINDS)
 
 
 @dataclass(frozen=True)
@@ -55,37 +86,44 @@ class Study:
         data = read_yaml(text, f"The study {path}")
         if not isinstance(data, dict):
             raise UsageError(f"The study {path} must be a mapping with the keys {', '.join(KEYS[:5])}.")
-        for key in data:
-            if key not in KEYS:
-                raise UsageError(f"The study {path} has an unknown key '{key}'.{nearest(str(key), KEYS)}")
-        for key in ("agents", "envs", "seeds", "steps"):
-            if not data.get(key):
-                raise UsageError(f"The study {path} lacks '{key}'.")
+        _check_keys(data, path)
         seeds = data["seeds"]
-        return cls(
-            **{
-                **data,
-                "name": str(data.get("name", path.stem)),
-                "agents": tuple(canonical_name(str(a)) for a in data["agents"]),
-                "envs": tuple(map(str, data["envs"])),
-                "seeds": tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
-                "steps": int(data["steps"]),
-                "hp": data.get("hp") or {},
-            }
-        )
+        agents = tuple(map(canonical_name, data["agents"]))
+        overrides = {canonical_name(agent): arguments for agent, arguments in data.get("hp", {}).items()}
+        for agent in overrides:
+            if agent not in agents:
+                raise UsageError(f"The study {path} has 'hp' for {agent}, which is not among its agents.")
+        lists = {
+            "agents": agents,
+            "envs": tuple(data["envs"]),
+            "seeds": tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
+        }
+        return cls(**{"name": path.stem, **data, **lists, "steps": int(data["steps"]), "hp": overrides})
 
-    def jobs(self) -> Iterator[Job]:
-        """All runs, seed by seed, so that an interrupted study is complete for its first seeds."""
+    def jobs(self, runs: Path) -> Iterator[Job]:
+        """All runs, seed by seed, so that an interrupted study is complete for its first seeds.
+
+        :param runs: folder below which the run folders lie
+        """
         for seed in self.seeds:
             for env in self.envs:
                 for agent in self.agents:
-                    yield Job(self, agent, env, seed)
+                    yield Job(self, RunConfig(
+                        agent, env, self.steps, seed, self.n_envs, self.backend, hp=self.hp.get(agent, {}),
+                        eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs,
+                    ))  # fmt: skip
 
-    def check(self) -> None:
-        """Check every agent's arguments before anything runs."""
-        for agent in self.agents:
-            for env in self.envs:
-                check_arguments(agent, merge(preset(agent, env), self.hp.get(agent, {})))
+
+def _check_keys(data: dict[str, Any], path: Path) -> None:
+    for key, value in data.items():
+        if key not in KEYS:
+            raise UsageError(f"The study {path} has an unknown key '{key}'.{nearest(str(key), KEYS)}")
+        words, fits = KINDS[key]
+        if not fits(value):
+            raise UsageError(f"In the study {path} '{key}' must be {words}, not {value!r}.")
+    for key in ("agents", "envs", "seeds", "steps"):
+        if key not in data:
+            raise UsageError(f"The study {path} lacks '{key}'.")
 
 
 @dataclass(frozen=True)
@@ -93,35 +131,34 @@ class Job:
     """One run of a study."""
 
     study: Study
-    agent: str
-    env: str
-    seed: int
+    config: RunConfig
 
     @property
     def label(self) -> str:
         """Short name for messages."""
-        return f"{self.agent} {self.env} seed {self.seed}"
+        return f"{self.config.agent} {self.config.env} seed {self.config.seed}"
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.config.folder / "log.txt"
 
     def exported(self, measured: Path) -> Path:
         """The CSV that a finished run leaves in ``results/measured``."""
-        return measured / self.study.name / self.env.replace("/", "--") / self.agent / f"seed-{self.seed}.csv"
+        return replace(self.config, out=measured / self.study.name).folder.with_suffix(".csv")
 
-    def command(self, runs: Path) -> list[str]:
+    def command(self) -> list[str]:
         """The ``tether train`` call, as words."""
-        s = self.study
-        words = ["train", self.agent, "--env", self.env, "--steps", str(s.steps), "--seed", str(self.seed)]
-        words += ["--out", str(runs), "--backend", s.backend, "--eval-episodes", str(s.eval_episodes)]
-        words += ["--n-envs", str(s.n_envs)] if s.n_envs else []
-        words += ["--eval-every", str(s.eval_every)] if s.eval_every else []
-        if self.study.hp.get(self.agent):
-            words += ["--hp", *(f"{k}={_yaml_word(v)}" for k, v in self.study.hp[self.agent].items())]
-        return words
+        c = self.config
+        words = ["train", c.agent, "--env", c.env, "--steps", str(c.steps), "--seed", str(c.seed)]
+        words += ["--out", str(c.out), "--backend", c.backend, "--eval-episodes", str(c.eval_episodes)]
+        words += ["--n-envs", str(c.n_envs)] if c.n_envs else []
+        words += ["--eval-every", str(c.eval_every)] if c.eval_every else []
+        return words + (["--hp", *(f"{k}={_yaml_word(v)}" for k, v in c.hp.items())] if c.hp else [])
 
 
 def export(folder: Path, target: Path, study: str) -> None:
     """Copy a finished run's evaluations and manifest to ``target`` (a CSV) and the JSON beside it."""
-    import json
-
     target.parent.mkdir(parents=True, exist_ok=True)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     write_json(target.with_suffix(".json"), {**manifest, "study": study})
@@ -139,52 +176,74 @@ def run_study(path: Path, *, engine: str = "local", jobs: int | None = None, run
     :raises UsageError: for a file that cannot be run
     """
     if engine == "ray":
-        raise UsageError("The Ray engine is not part of this release: use --engine local, which takes every core of this machine.")
+        raise UsageError("The Ray engine is not part of this release: use --engine local, which takes every core.")
     study = Study.read(path)
-    study.check()
-    todo = [job for job in study.jobs() if not job.exported(measured).is_file()]
-    total = len(list(study.jobs()))
-    print(f"study {study.name}: {total} runs, {total - len(todo)} done before", flush=True)
-    return _run_local(todo, jobs or available_cores(), runs, measured)
+    all_jobs = list(study.jobs(runs))
+    todo = [job for job in all_jobs if not _is_done(job, measured)]
+    for env in dict.fromkeys(job.config.env for job in todo):
+        check_environment(next(job.config for job in todo if job.config.env == env))
+    print(f"study {study.name}: {len(all_jobs)} runs, {len(all_jobs) - len(todo)} done before", flush=True)
+    with stoppable():
+        return _run_local(todo, jobs or available_cores(), measured)
 
 
-def _run_local(todo: list[Job], width: int, runs: Path, measured: Path) -> int:
+def _is_done(job: Job, measured: Path) -> bool:
+    """Whether a run was exported; what cannot be run, or was run with another budget, is said before anything runs."""
+    config, _ = job.config.resolve()
+    target = job.exported(measured)
+    if not target.is_file():
+        return False
+    steps = json.loads(target.with_suffix(".json").read_text(encoding="utf-8")).get("steps")
+    if steps != config.steps:
+        raise UsageError(
+            f"{target} was run for {steps:,} steps, the study now asks for {config.steps:,}: "
+            "give the study another name, or delete that file."
+        )
+    return True
+
+
+def _run_local(todo: list[Job], width: int, measured: Path) -> int:
+    """Run the jobs, ``width`` at a time.
+
+    :return: number of runs that failed
+    """
     queue, slots, failed = list(todo), list(range(width)), 0
     running: dict[subprocess.Popen[bytes], tuple[Job, float, int]] = {}
     try:
         while queue or running:
             while queue and slots:
                 job, slot = queue.pop(0), slots.pop(0)
-                running[_start(job, runs, slot if width <= available_cores() else None)] = (job, time.monotonic(), slot)
+                running[_start(job, slot if width <= available_cores() else None)] = (job, time.monotonic(), slot)
                 print(f"  started   {job.label}", flush=True)
-            time.sleep(0.5)
+            time.sleep(0.2)
             for process in [p for p in running if p.poll() is not None]:
                 job, begun, slot = running.pop(process)
                 slots.append(slot)
                 if process.returncode == 0:
-                    folder = runs / job.env.replace("/", "--") / job.agent / f"seed-{job.seed}"
-                    export(folder, job.exported(measured), job.study.name)
+                    export(job.config.folder, job.exported(measured), job.study.name)
                     print(f"  finished  {job.label} in {time.monotonic() - begun:.0f} s", flush=True)
                 else:
                     failed += 1
-                    print(f"  FAILED    {job.label} (exit code {process.returncode}); its log: {_log(job, runs)}", flush=True)
+                    print(f"  FAILED    {job.label} (exit code {process.returncode}); its log: {job.log}", flush=True)
+    except KeyboardInterrupt:
+        print(f"  stopping  {len(running)} runs, which save themselves; the same command goes on", flush=True)
+        raise
     finally:
-        for process in running:  # Ctrl-C: the runs save themselves, then the study ends
-            process.send_signal(2)
+        for process in running:
+            process.terminate()
         for process in running:
             process.wait()
     return failed
 
 
-def _start(job: Job, runs: Path, core: int | None) -> subprocess.Popen[bytes]:
+def _start(job: Job, core: int | None) -> subprocess.Popen[bytes]:
     """Start a run; ``core`` is the one it keeps to, so that neighbours do not take turns on each other's."""
-    log = _log(job, runs)
-    log.parent.mkdir(parents=True, exist_ok=True)
+    job.log.parent.mkdir(parents=True, exist_ok=True)
     # One thread each: as many processes as cores, so a second thread would only take from a neighbour.
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    with open(log, "ab") as file:
+    with open(job.log, "ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", "tether", *job.command(runs)],
+            [sys.executable, "-m", "tether", *job.command()],
             stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True,
         )  # fmt: skip
     if core is not None and hasattr(os, "sched_setaffinity"):
@@ -192,11 +251,5 @@ def _start(job: Job, runs: Path, core: int | None) -> subprocess.Popen[bytes]:
     return process
 
 
-def _log(job: Job, runs: Path) -> Path:
-    return runs / job.env.replace("/", "--") / job.agent / f"seed-{job.seed}" / "log.txt"
-
-
 def _yaml_word(value: Any) -> str:
-    import yaml
-
     return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("\n").removesuffix("\n...")

@@ -131,7 +131,8 @@ class _Run:
         self.folder = config.folder
         self.manifest = {
             "agent": config.agent, "env": config.env, "seed": config.seed, "steps": config.steps, "status": "running",
-            "timesteps": 0, "wall_seconds": 0.0, "deterministic": True, "config": identity, "command": command, **describe(),
+            "timesteps": 0, "wall_seconds": 0.0, "deterministic": True, "config": identity, "command": command,
+            **describe(),
         }  # fmt: skip
 
     def execute(self, previous: dict[str, Any] | None) -> RunResult:
@@ -189,7 +190,7 @@ class _Run:
             kwargs["action_noise"] = _gaussian_noise(env, self.arguments["noise_std"])
         policy = self.arguments.get("policy") or _default_policy(env)
         try:
-            return cls(policy, env, seed=self.config.seed, device=self.config.device, **kwargs)  # type: ignore[arg-type]
+            return cls(policy, env, seed=self.config.seed, device=self.config.device, **kwargs)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             reason = str(error) if isinstance(error, ValueError) else first_line(error)
             raise UsageError(f"{self.config.agent} cannot be built for {self.config.env}: {reason}") from error
@@ -304,7 +305,7 @@ def _refuse_other_configuration(folder: Path, before: dict[str, Any], now: dict[
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Dotted names and values; an agent's arguments stand under their own names, as --hp takes them."""
     for key, value in config.items():
-        if isinstance(value, Mapping) and value:
+        if isinstance(value, Mapping):
             yield from _leaves(value, "" if prefix + key == "arguments" else f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -346,7 +347,8 @@ def _held(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
     except Timeout:
-        raise UsageError(f"{folder} is in use by a run that is still going: wait for it, or give another --seed or --out.") from None
+        sentence = f"{folder} is in use by a run that is still going: wait for it, or give another --seed or --out."
+        raise UsageError(sentence) from None
     except OSError as error:
         raise UsageError(f"{folder} cannot be written ({error.strerror}): give a folder of yours with --out.") from error
     try:

@@ -9,9 +9,9 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from tests.kit.worlds import Bandit, Identity
 from tether.agents import MDPO
 from tether.agents.mdpo import annealed_step_size
-from tests.kit.worlds import Bandit, Identity
 
 OLD = th.tensor([0.1, 0.2, 0.3, 0.4])
 Q = th.tensor([1.0, -1.0, 0.5, 0.0])

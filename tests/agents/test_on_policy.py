@@ -11,11 +11,11 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
+from tests.kit.worlds import Broken, Identity
 from tether.agents import MDPO
 from tether.agents.common.finite import NonFiniteError, check_finite, check_finite_info
 from tether.agents.common.normalization import RewardScaler, RunningMoments
 from tether.agents.common.rollout import generalized_advantage
-from tests.kit.worlds import Broken, Identity
 
 
 def test_advantages_by_hand():

@@ -38,7 +38,7 @@ SUBJECTS = [
     Subject(
         MDPO,
         small={"n_steps": 128, "policy_kwargs": {"net_arch": [16]}},
-        learns={"n_steps": 512, "learning_rate": 3e-3, "step_size": 1.0, "gamma": 0.5},
+        learns={"n_steps": 256, "policy_steps": 20, "learning_rate": 3e-3, "step_size": 1.0, "gamma": 0.5},
         steps=6_000,
         spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
     ),
@@ -53,6 +53,6 @@ SUBJECTS = [
             "anchor_interval": 100,
             "batch_size": 64,
         },
-        steps=1_500,
+        steps=1_000,
     ),
 ]

@@ -1,0 +1,709 @@
+"""Training runs: what the folder holds, and how a run stops, goes on, and refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from filelock import FileLock
+from gymnasium import spaces
+from stable_baselines3 import PPO, SAC
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.logger import Logger, configure
+from stable_baselines3.common.results_plotter import load_results
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tether.agents import MDPO
+from tether.envs import make_vec
+from tether.experiments import checkpoints
+from tether.experiments.callbacks import COLUMNS, ConfigurationCallback
+from tether.experiments.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from tether.experiments.interrupts import stoppable
+from tether.experiments.logs import STEP, ProgressWriter
+from tether.experiments.runs import load_runs
+from tether.experiments.train import RunConfig, train
+
+
+class Costly(gym.Env):
+    """Episodes of 10 steps; every third step costs 1 and says so, the others say nothing of costs."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.steps += 1
+        info = {"cost": 1.0} if self.steps % 3 == 0 else {}
+        return np.zeros(2, np.float32), 2.0, self.steps == 10, False, info
+
+
+class Broken(Costly):
+    """Its 150th reward is infinite."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def step(self, action):
+        self.total += 1
+        observation, reward, *rest = super().step(action)
+        return observation, float("inf") if self.total == 150 else reward, *rest
+
+
+class Pictures(Costly):
+    """Frames as observations."""
+
+    observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: Any = None):
+        super().reset(seed=seed)
+        return np.zeros((36, 36, 3), np.uint8), {}
+
+    def step(self, action):
+        return np.zeros((36, 36, 3), np.uint8), *super().step(action)[1:]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _registered():
+    for cls in (Costly, Broken, Pictures):
+        gym.register(f"TrainTest/{cls.__name__}-v0", entry_point=cls)
+    yield
+    for cls in (Costly, Broken, Pictures):
+        del gym.registry[f"TrainTest/{cls.__name__}-v0"]
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file."""
+    return {str(p): (p.stat().st_mtime_ns, p.read_bytes()) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def events(folder: Path) -> EventAccumulator:
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def steps_of(accumulator: EventAccumulator, tag: str) -> list[int]:
+    return [event.step for event in accumulator.Scalars(tag)]
+
+
+def increasing(numbers: list[int]) -> bool:
+    return all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
+
+
+class TestRunFolder:
+    @pytest.fixture
+    def folder(self, finished) -> Path:
+        return finished[0]
+
+    def test_manifest(self, folder: Path, manifest) -> None:
+        m = manifest(folder)
+        assert (m["agent"], m["env"], m["seed"], m["status"]) == ("MDPO", "CartPole-v1", 3, "finished")
+        assert m["timesteps"] == 320  # the first whole number of rollouts of 64 above 300
+        assert m["steps"] == 300
+        assert m["wall_seconds"] > 0
+        assert m["deterministic"] is True
+        assert m["config"]["arguments"]["n_steps"] == 64
+        assert m["config"]["arguments"]["policy_kwargs"] == {"net_arch": [8]}
+        assert m["config"]["eval_every"] == 100
+        assert {"python", "torch", "gymnasium", "stable-baselines3", "tether-rl"} <= set(m["versions"])
+        assert m["hardware"]["cores"] == os.cpu_count()
+        assert m["backend"] == "DummyVecEnv"
+        assert m["device"] == "cpu"
+        assert m["parameters"] == sum(p.numel() for p in MDPO.load(folder / "model.zip").policy.parameters())
+
+    def test_command_can_be_typed_again(self, finished, manifest) -> None:
+        folder, words, _ = finished
+        command = manifest(folder)["command"]
+        printed = subprocess.run(["sh", "-c", f"set -- {command}; printf '%s\\n' \"$@\""], capture_output=True, text=True)
+        assert printed.stdout.splitlines() == ["tether", *words]
+
+    def test_git_revision(self, folder: Path, manifest) -> None:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
+        if head.returncode:
+            pytest.skip("not a checkout")
+        git = manifest(folder)["git"]
+        assert len(git["revision"]) == len(head.stdout.strip())
+        assert isinstance(git["dirty"], bool)
+
+    def test_evaluations(self, folder: Path, rows, manifest) -> None:
+        text = (folder / "evaluations.csv").read_text()
+        assert text.splitlines()[0] == "timesteps,mean_reward,std_reward,mean_cost,ep_length,episodes" == ",".join(COLUMNS)
+        table = rows(folder / "evaluations.csv")
+        assert [int(row["timesteps"]) for row in table] == [100, 200, 320]
+        assert manifest(folder)["timesteps"] == 320
+        for row in table:
+            assert float(row["mean_reward"]) == float(row["ep_length"])  # CartPole gives 1 a step
+            assert row["std_reward"] == "0.0"
+            assert row["mean_cost"] == ""
+            assert row["episodes"] == "1"
+
+    def test_last_evaluation_is_of_the_final_policy(self, folder: Path, rows) -> None:
+        """Not of the one before the last update, although both stand at the same step."""
+        from tether.experiments.evaluate import evaluate
+
+        env = make_vec("CartPole-v1", 1, backend="dummy", seed=3 + 10_000)
+        evaluate(MDPO("MlpPolicy", env, seed=0), env, 2)  # the run's environment had two episodes before
+        lengths = evaluate(MDPO.load(folder / "model.zip"), env, 1).lengths
+        assert lengths[0] == float(rows(folder / "evaluations.csv")[-1]["ep_length"])
+
+    def test_progress(self, folder: Path, rows) -> None:
+        table = rows(folder / "progress.csv")
+        assert [int(row[STEP]) for row in table] == [64, 100, 128, 192, 200, 256, 320]
+        assert {"rollout/ep_rew_mean", "train/trust_region", "train/trust_region_bound", "eval/mean_reward"} <= set(table[0])
+        assert float(table[-1]["rollout/ep_rew_mean"]) > 0
+        assert float(table[-1]["eval/mean_reward"]) == float(rows(folder / "evaluations.csv")[-1]["mean_reward"])
+        assert "hparams" not in table[0]
+
+    def test_tensorboard(self, folder: Path) -> None:
+        accumulator = events(folder)
+        assert steps_of(accumulator, "rollout/ep_rew_mean") == [64, 128, 192, 256, 320]
+        assert steps_of(accumulator, "eval/mean_reward") == [100, 200, 320]
+        assert "_hparams_/session_start_info" in accumulator.PluginTagToContent("hparams")
+        text = accumulator.Tensors("configuration/text_summary")[0].tensor_proto.string_val[0].decode()
+        assert "n_steps: 64" in text
+        assert "env: CartPole-v1" in text
+
+    def test_monitor(self, folder: Path) -> None:
+        table = load_results(str(folder))
+        assert (table["r"] == table["l"]).all()
+        assert 200 < table["l"].sum() <= 320
+
+    def test_models(self, folder: Path) -> None:
+        for name in ("model.zip", "best_model.zip"):
+            model = MDPO.load(folder / name)
+            action, _ = model.predict(np.zeros(4, np.float32), deterministic=True)
+            assert action in (0, 1)
+        assert MDPO.load(folder / "model.zip").num_timesteps == 320
+
+    def test_report_reads_it(self, folder: Path) -> None:
+        (run,) = load_runs([folder])
+        assert (run.agent, run.env, run.seed, run.steps, run.reached, run.finished) == ("MDPO", "CartPole-v1", 3, 300, 320, True)
+
+    def test_nothing_is_left_over(self, folder: Path) -> None:
+        names = {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents")}
+        assert names == {".lock", "manifest.json", "progress.csv", "monitor.csv", "evaluations.csv", "model.zip", "best_model.zip"}
+
+    def test_the_same_command_says_that_it_is_done(self, finished, tether) -> None:
+        folder, words, first = finished
+        assert f"{folder}: 320 steps in" in first.out
+        before = snapshot(folder)
+        code, out, err = tether(*words)
+        assert code == 0
+        assert out == f"{folder} is finished already (320 steps): nothing to do.\n"
+        assert err == ""
+        assert snapshot(folder) == before
+
+    @pytest.mark.parametrize(
+        ("more", "key"),
+        [
+            (["--hp", "n_steps=128", "value_batch_size=32"], "n_steps"),
+            (["--steps", "301"], "steps"),
+            (["--eval-every", "150"], "eval_every"),
+            (["--n-envs", "2"], "n_envs"),
+            (["--env-kwargs", "sutton_barto_reward=true"], "env_kwargs.sutton_barto_reward"),
+        ],
+    )
+    def test_another_configuration_is_refused(self, finished, refused, more: list[str], key: str) -> None:
+        folder, words, _ = finished
+        before = snapshot(folder)
+        sentence = refused(*words, *more)
+        assert f"holds a run with another configuration ('{key}' was " in sentence
+        assert snapshot(folder) == before
+
+    def test_other_device_folder_or_pace_is_the_same_run(self, finished, tether) -> None:
+        _, words, _ = finished
+        assert tether(*words, "--device", "cpu", "--checkpoint-every", 5).code == 0
+
+
+class TestInterrupt:
+    def test_saves_and_goes_on(self, tether, short_run, stop_at, tmp_path: Path, manifest, rows) -> None:
+        words = short_run("MDPO", "CartPole-v1", tmp_path / "runs")
+        folder = tmp_path / "runs/CartPole-v1/MDPO/seed-0"
+        with stop_at(150) as caught:
+            code, out, _ = tether(*words)
+        assert code == 130
+        assert "Stopped at step 150 and saved. To go on:\n  tether train MDPO --env CartPole-v1" in out
+        first = manifest(folder)
+        assert (first["status"], first["timesteps"]) == ("interrupted", 150)
+        assert find_checkpoint(folder / "checkpoint") == folder / "checkpoint"
+        saved = MDPO.load(folder / "model.zip")
+        assert saved.num_timesteps == 150
+        for name, value in caught["model"].policy.state_dict().items():
+            th.testing.assert_close(saved.policy.state_dict()[name], value, rtol=0, atol=0)
+
+        code, out, _ = tether(*words)
+        assert code == 0
+        assert f"continuing {folder} at step 150 of 300" in out
+        second = manifest(folder)
+        assert (second["status"], second["timesteps"]) == ("finished", 342)  # 150 + 3 rollouts of 64
+        assert second["wall_seconds"] > first["wall_seconds"]
+        assert (second["command"], second["started"]) == (first["command"], first["started"])
+        evaluated = [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")]
+        assert evaluated == [100, 200, 342]
+        logged = [int(row[STEP]) for row in rows(folder / "progress.csv")]
+        assert logged == [64, 100, 128, 200, 214, 278, 342]
+        accumulator = events(folder)
+        assert steps_of(accumulator, "eval/mean_reward") == evaluated
+        assert steps_of(accumulator, "rollout/ep_rew_mean") == [64, 128, 214, 278, 342]
+        assert load_results(str(folder))["l"].sum() <= 342
+        assert (folder / "1.monitor.csv").is_file()
+
+    def test_interrupt_during_the_last_evaluation(
+        self, tether, short_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest, rows
+    ) -> None:
+        from tether.experiments.callbacks import EvaluationCallback
+
+        def finish(self: EvaluationCallback) -> None:
+            self.evaluate()
+            raise KeyboardInterrupt
+
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        with monkeypatch.context() as patch:
+            patch.setattr(EvaluationCallback, "finish", finish)
+            assert tether(*words).code == 130
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200, 320]
+        assert tether(*words).code == 0
+        assert manifest(folder)["timesteps"] == 320
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200, 320]
+
+    def test_killed_run_goes_on_from_its_checkpoint(
+        self, tether, short_run, stop_at, killed, tmp_path: Path, manifest, rows, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What was logged after the checkpoint is dropped, so that every curve is one line."""
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        save_once_at(monkeypatch, 130)
+        with stop_at(290, killed), pytest.raises(killed):
+            tether(*words)
+        assert manifest(folder)["status"] == "running"
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200]
+        assert manifest(folder)["timesteps"] == 130
+        code, out, _ = tether(*words)
+        assert code == 0
+        assert "at step 130 of 300" in out
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200, 322]
+        logged = [int(row[STEP]) for row in rows(folder / "progress.csv")]
+        assert logged == [64, 100, 128, 194, 200, 258, 322]
+        accumulator = events(folder)
+        assert steps_of(accumulator, "eval/mean_reward") == [100, 200, 322]
+        assert steps_of(accumulator, "train/loss") == [64, 128, 194, 258, 322]
+
+    def test_killed_before_its_first_checkpoint_starts_anew(
+        self, tether, short_run, stop_at, killed, tmp_path: Path, rows
+    ) -> None:
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        with stop_at(150, killed), pytest.raises(killed):
+            tether(*words)
+        assert steps_of(events(folder), "eval/mean_reward") == [100]
+        (folder / "log.txt").write_text("a study's log stays")
+        assert tether(*words).code == 0
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200, 320]
+        assert steps_of(events(folder), "eval/mean_reward") == [100, 200, 320]
+        assert load_results(str(folder))["l"].sum() <= 320
+        assert (folder / "log.txt").is_file()
+
+    def test_replay_buffer_and_random_state_come_back(self, tether, short_run, stop_at, tmp_path: Path) -> None:
+        words = short_run("SAC", "Pendulum-v1", tmp_path)
+        folder = tmp_path / "Pendulum-v1/SAC/seed-0"
+        with stop_at(100) as caught:
+            assert tether(*words).code == 130
+        states = random.getstate(), np.random.get_state()[1], th.get_rng_state()  # noqa: NPY002
+        random.random(), np.random.random(), th.rand(3)  # noqa: NPY002
+        model = load_checkpoint(SAC, folder / "checkpoint", make_vec("Pendulum-v1", 1, backend="dummy"), "cpu")
+        assert random.getstate() == states[0]
+        np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
+        assert th.equal(th.get_rng_state(), states[2])
+        before = caught["model"].replay_buffer
+        assert model.replay_buffer.size() == before.size() == 99  # the interrupt came before the hundredth was stored
+        for name in ("observations", "actions", "rewards", "next_observations", "dones"):
+            np.testing.assert_array_equal(getattr(model.replay_buffer, name), getattr(before, name))
+        assert model.replay_buffer.buffer_size == 300  # never more than the run collects
+        for mine, other in zip(model.actor.optimizer.state.values(), before_states(caught["model"]), strict=True):
+            assert th.equal(mine["exp_avg"], other["exp_avg"])
+        with capture_start() as start:
+            assert tether(*words).code == 0
+        assert start["size"] == 99
+        assert start["timesteps"] == 100
+
+    def test_normaliser_of_a_peer_comes_back(self, tether, short_run, stop_at, tmp_path: Path) -> None:
+        words = short_run("PPO", "Pendulum-v1", tmp_path, hp=("normalize=true",))
+        folder = tmp_path / "Pendulum-v1/PPO/seed-0"
+        with stop_at(100) as caught:
+            assert tether(*words).code == 130
+        before = caught["model"].get_vec_normalize_env()
+        model = load_checkpoint(PPO, folder / "checkpoint", make_vec("Pendulum-v1", 1, backend="dummy", normalize=True), "cpu")
+        after = model.get_vec_normalize_env()
+        assert after.obs_rms.count == before.obs_rms.count > 100
+        np.testing.assert_array_equal(after.obs_rms.mean, before.obs_rms.mean)
+        np.testing.assert_array_equal(after.ret_rms.var, before.ret_rms.var)
+        with capture_start() as start:
+            assert tether(*words).code == 0
+        assert start["count"] == before.obs_rms.count + 1  # the reset of the resumed run
+        assert (folder / "vecnormalize.pkl").is_file()
+        best = pickle.loads((folder / "best_vecnormalize.pkl").read_bytes())  # a model's statistics are those of its moment
+        last = pickle.loads((folder / "vecnormalize.pkl").read_bytes())
+        assert best.obs_rms.count <= last.obs_rms.count
+
+    def test_resumed_run_meets_new_episodes(self, tether, short_run, stop_at, tmp_path: Path) -> None:
+        words = short_run("DQN", "CartPole-v1", tmp_path)
+        with capture_start() as start, stop_at(100):
+            assert tether(*words).code == 130
+        first = start["observation"]
+        with capture_start() as start, stop_at(150):
+            assert tether(*words).code == 130
+        assert not np.array_equal(first, start["observation"])
+
+    def test_sigterm_and_a_live_lock(self, short_run, refused, tmp_path: Path, manifest) -> None:
+        """A real process: while it runs nobody else may, and ``kill`` makes it save itself."""
+        words = short_run("MDPO", "CartPole-v1", tmp_path, steps=10_000_000)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tether", *words],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            wait_for(lambda: (folder / "evaluations.csv").is_file(), process)
+            assert "is in use by a run that is still going" in refused(*words)
+            process.send_signal(signal.SIGTERM)
+            out, err = process.communicate(timeout=120)
+        finally:
+            process.kill()
+        assert process.returncode == 130
+        assert "Traceback" not in err
+        assert "and saved. To go on:\n  tether train MDPO" in out
+        m = manifest(folder)
+        assert m["status"] == "interrupted"
+        assert m["timesteps"] >= 100
+        assert MDPO.load(folder / "model.zip").num_timesteps == m["timesteps"]
+        assert json.loads((folder / "checkpoint/state.json").read_text())["timesteps"] == m["timesteps"]
+
+
+def save_once_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Make the periodic checkpoint fall on one step, instead of on a moment of the clock."""
+    from tether.experiments.callbacks import CheckpointCallback
+
+    def on_step(self: CheckpointCallback) -> bool:
+        if self.num_timesteps == step:
+            self.save()
+        return True
+
+    monkeypatch.setattr(CheckpointCallback, "_on_step", on_step)
+
+
+def before_states(model: Any) -> list[dict[str, th.Tensor]]:
+    return list(model.actor.optimizer.state.values())
+
+
+class capture_start:  # noqa: N801 - reads like a function
+    """What the model of the next training is when it starts."""
+
+    def __enter__(self) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+        self.original = original = ConfigurationCallback._on_training_start
+
+        def capture(callback: ConfigurationCallback) -> None:
+            model = callback.model
+            seen["timesteps"] = model.num_timesteps
+            seen["observation"] = np.array(model._last_obs)
+            if getattr(model, "replay_buffer", None) is not None:
+                seen["size"] = model.replay_buffer.size()
+            if model.get_vec_normalize_env() is not None:
+                seen["count"] = model.get_vec_normalize_env().obs_rms.count
+            original(callback)
+
+        ConfigurationCallback._on_training_start = capture
+        return seen
+
+    def __exit__(self, *_: object) -> None:
+        ConfigurationCallback._on_training_start = self.original
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 300
+    while not condition():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit
+        time.sleep(0.1)
+
+
+class TestCheckpoint:
+    @pytest.fixture
+    def model(self) -> PPO:
+        return PPO("MlpPolicy", make_vec("CartPole-v1", 1, backend="dummy"), n_steps=8, batch_size=8, device="cpu")
+
+    @pytest.fixture
+    def break_rename(self, monkeypatch: pytest.MonkeyPatch, killed) -> Callable[[str], None]:
+        """Die when a folder of this name would be renamed."""
+
+        def arrange(name: str) -> None:
+            original = Path.rename
+
+            def rename(self: Path, target: Path) -> Path:
+                if self.name == name:
+                    raise killed
+                return original(self, target)
+
+            monkeypatch.setattr(Path, "rename", rename)
+
+        return arrange
+
+    def test_killed_between_the_two_renames(self, model: PPO, tmp_path: Path, break_rename, killed) -> None:
+        folder = tmp_path / "checkpoint"
+        model.num_timesteps = 1
+        save_checkpoint(model, folder)
+        model.num_timesteps = 2
+        break_rename("checkpoint.new")
+        with pytest.raises(killed):
+            save_checkpoint(model, folder)
+        assert not folder.exists()
+        found = find_checkpoint(folder)
+        assert found is not None
+        assert json.loads((found / "state.json").read_text()) == {"timesteps": 1}
+        # Killed there a second time, the only good one must still be there.
+        with pytest.raises(killed):
+            save_checkpoint(model, folder)
+        assert find_checkpoint(folder) == found
+
+    def test_after_such_a_kill_it_saves_as_ever(self, model: PPO, tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoint"
+        save_checkpoint(model, folder)
+        folder.rename(tmp_path / "checkpoint.old")
+        model.num_timesteps = 7
+        save_checkpoint(model, folder)
+        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+        assert json.loads((folder / "state.json").read_text()) == {"timesteps": 7}
+
+    def test_killed_while_writing(self, model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed) -> None:
+        folder = tmp_path / "checkpoint"
+        save_checkpoint(model, folder)
+        monkeypatch.setattr(checkpoints, "write_json", lambda *_: (_ for _ in ()).throw(killed))
+        model.num_timesteps = 9
+        with pytest.raises(killed):
+            save_checkpoint(model, folder)
+        assert find_checkpoint(folder) == folder
+        assert json.loads((folder / "state.json").read_text()) == {"timesteps": 0}
+
+    def test_no_checkpoint(self, tmp_path: Path) -> None:
+        (tmp_path / "checkpoint").mkdir()
+        assert find_checkpoint(tmp_path / "checkpoint") is None
+
+    @pytest.mark.parametrize("name", ["model.zip", "random.pt"])
+    def test_damaged(self, tether, refused, short_run, stop_at, tmp_path: Path, name: str, manifest) -> None:
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        with stop_at(70):
+            assert tether(*words).code == 130
+        (folder / "checkpoint" / name).write_bytes(b"no such thing")
+        before = snapshot(folder / "checkpoint")
+        sentence = refused(*words)
+        assert f"The checkpoint {folder / 'checkpoint'} cannot be read (" in sentence
+        assert snapshot(folder / "checkpoint") == before
+        assert manifest(folder)["status"] == "interrupted"
+
+    def test_damaged_replay_buffer(self, tether, refused, short_run, stop_at, tmp_path: Path) -> None:
+        words = short_run("SAC", "Pendulum-v1", tmp_path)
+        folder = tmp_path / "Pendulum-v1/SAC/seed-0/checkpoint"
+        with stop_at(20):
+            assert tether(*words).code == 130
+        os.truncate(folder / "replay_buffer.pkl", 100)
+        assert f"The checkpoint {folder} cannot be read (" in refused(*words)
+
+
+class TestFolder:
+    def test_file_in_the_way(self, refused, short_run, tmp_path: Path) -> None:
+        (tmp_path / "runs").write_text("I am a file")
+        sentence = refused(*short_run("MDPO", "CartPole-v1", tmp_path / "runs"))
+        assert f"{tmp_path / 'runs/CartPole-v1/MDPO/seed-0'} cannot be written (" in sentence
+        assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+        assert (tmp_path / "runs").read_text() == "I am a file"
+
+    def test_lock(self, refused, short_run, tmp_path: Path) -> None:
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        folder.mkdir(parents=True)
+        with FileLock(folder / ".lock"):
+            sentence = refused(*short_run("MDPO", "CartPole-v1", tmp_path))
+        assert f"{folder} is in use by a run that is still going" in sentence
+        assert [p.name for p in folder.iterdir()] == [".lock"]
+
+    @pytest.mark.parametrize("text", ["{", '"words"', "[1]", "null", '{"agent": "MDPO"}', "\xff"])
+    def test_damaged_manifest(self, refused, short_run, tmp_path: Path, text: str) -> None:
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(text, encoding="latin-1")
+        sentence = refused(*short_run("MDPO", "CartPole-v1", tmp_path))
+        assert str(folder / "manifest.json") in sentence
+        assert f"delete {folder} to start the run anew" in sentence
+        assert [p.name for p in folder.iterdir()] == ["manifest.json"]
+
+    def test_folder_of_an_id_with_a_slash(self) -> None:
+        config = RunConfig("MDPO", "dm_control/cheetah-run-v0", seed=4, out=Path("r"))
+        assert config.folder == Path("r/dm_control--cheetah-run-v0/MDPO/seed-4")
+
+    def test_another_agents_checkpoint_without_a_manifest_is_not_taken(self, tether, short_run, finished, tmp_path: Path) -> None:
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        folder.mkdir(parents=True)
+        shutil.copytree(finished[0], folder, dirs_exist_ok=True)
+        (folder / "manifest.json").unlink()
+        code, out, _ = tether(*short_run("MDPO", "CartPole-v1", tmp_path))
+        assert code == 0
+        assert "continuing" not in out
+        assert steps_of(events(folder), "eval/mean_reward") == [100, 200, 320]
+
+
+class TestCosts:
+    def test_costs_are_evaluated_and_logged(self, tether, short_run, tmp_path: Path, rows) -> None:
+        words = short_run("MDPO", "TrainTest/Costly-v0", tmp_path)
+        assert tether(*words, "--eval-episodes", 3, "--n-envs", 2).code == 0
+        folder = tmp_path / "TrainTest--Costly-v0/MDPO/seed-0"
+        for row in rows(folder / "evaluations.csv"):
+            assert (row["mean_cost"], row["mean_reward"], row["ep_length"]) == ("3.0", "20.0", "10.0")
+        logged = [row["rollout/ep_cost_mean"] for row in rows(folder / "progress.csv") if row["rollout/ep_cost_mean"]]
+        assert logged
+        assert set(map(float, logged)) == {3.0}
+        assert {event.value for event in events(folder).Scalars("eval/mean_cost")} == {3.0}
+        (run,) = load_runs([folder])
+        assert (run.mean_cost == 3.0).all()
+
+
+class TestNonFinite:
+    @pytest.mark.parametrize("agent", ["MDPO", "PPO"])
+    def test_stops_at_the_first_reward(
+        self, tether, refused, short_run, tmp_path: Path, agent: str, manifest, rows, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        save_once_at(monkeypatch, 130)
+        words = short_run(agent, "TrainTest/Broken-v0", tmp_path)
+        folder = tmp_path / f"TrainTest--Broken-v0/{agent}/seed-0"
+        sentence = refused(*words)
+        assert "The reward of env 0 is inf at step 150, so training stopped" in sentence
+        assert manifest(folder)["status"] == "failed"
+        assert json.loads((folder / "checkpoint/state.json").read_text()) == {"timesteps": 130}
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100]
+        assert (folder / "best_model.zip").is_file()
+        assert [int(row[STEP]) for row in rows(folder / "progress.csv")] == [64, 100, 128]
+        assert not load_runs([folder])[0].finished
+
+    def test_normalised_reward_of_a_peer(self, refused, short_run, tmp_path: Path) -> None:
+        """VecNormalize clips rewards, which must not hide an infinite one."""
+        words = short_run("PPO", "TrainTest/Broken-v0", tmp_path, hp=("normalize=true",))
+        assert "at step 150, so training stopped" in refused(*words)
+
+
+class TestPolicies:
+    @pytest.mark.parametrize("agent", ["MDPO", "PPO"])
+    def test_pictures_get_a_network_for_pictures(self, tether, short_run, tmp_path: Path, agent: str, rows, manifest) -> None:
+        words = short_run(agent, "TrainTest/Pictures-v0", tmp_path, steps=64)
+        outcome = tether(*words)
+        assert outcome.code == 0, outcome.err
+        folder = tmp_path / f"TrainTest--Pictures-v0/{agent}/seed-0"
+        assert manifest(folder)["parameters"] > 50_000
+        assert rows(folder / "evaluations.csv")[-1]["mean_reward"] == "20.0"
+
+    def test_noise_of_td3(self, tether, stop_at, tmp_path: Path) -> None:
+        words = ["train", "TD3", "--env", "Pendulum-v1", "--steps", 50, "--out", tmp_path, "--backend", "dummy"]
+        with stop_at(10) as caught:
+            assert tether(*words, "--hp", "noise_std=0.25", "policy_kwargs.net_arch=[8]").code == 130
+        assert caught["model"].action_noise._sigma == pytest.approx([0.25])
+
+
+class TestInterrupts:
+    def test_handlers_are_put_back(self) -> None:
+        before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), stoppable():
+            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+    def test_also_an_ignored_interrupt(self) -> None:
+        former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `nohup tether train ... &` starts it
+        try:
+            with pytest.raises(KeyboardInterrupt), stoppable():
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        finally:
+            signal.signal(signal.SIGINT, former)
+
+    def test_training_in_another_thread(self, short_run, tmp_path: Path) -> None:
+        """Handlers belong to the main thread; elsewhere a run works without them."""
+        config = RunConfig(
+            "MDPO", "CartPole-v1", steps=64, eval_episodes=1, backend="dummy", n_envs=1, out=tmp_path,
+            hp={"n_steps": 64, "value_batch_size": 32},
+        )  # fmt: skip
+        results: list[Any] = []
+        thread = threading.Thread(target=lambda: results.append(train(config, verbose=0)))
+        thread.start()
+        thread.join()
+        assert results[0].finished
+        assert results[0].manifest["timesteps"] == 64
+
+
+class TestLogs:
+    def test_configuration_without_tensorboard(self, tmp_path: Path) -> None:
+        """Loggers of another make are none of the callback's business."""
+        model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
+        for logger in (configure(str(tmp_path), ["csv", "json", "log"]), Logger(None, [])):
+            model.set_logger(logger)
+            model.learn(8, callback=ConfigurationCallback({"gamma": 0.9}, "text"))
+            logger.close()
+
+    def test_progress_keeps_what_it_had(self, tmp_path: Path, rows) -> None:
+        path = tmp_path / "progress.csv"
+        writer = ProgressWriter(path, 0)
+        writer.write({"a": 1.5, STEP: 10}, {"a": (), STEP: ()}, 10)
+        writer.write({"b": np.float32(2.0), "hidden": 3, "picture": np.zeros(2)}, {"b": (), "hidden": ("csv",), "picture": ()}, 10)
+        writer.write({"a": float("nan"), "c": "words, with a comma"}, {"a": (), "c": ()}, 20)
+        writer.write({"a": 2.5}, {"a": ()}, 30)
+        assert rows(path) == [
+            {STEP: "10", "a": "1.5", "b": "2.0", "c": ""},
+            {STEP: "20", "a": "nan", "b": "", "c": "words, with a comma"},
+            {STEP: "30", "a": "2.5", "b": "", "c": ""},
+        ]
+        ProgressWriter(path, 20).write({"a": 3.5}, {"a": ()}, 25)
+        assert [(row[STEP], row["a"], row["c"]) for row in rows(path)] == [
+            ("10", "1.5", ""), ("20", "nan", "words, with a comma"), ("25", "3.5", ""),
+        ]  # fmt: skip
+        ProgressWriter(path, 0)
+        assert path.read_text() == ""
+
+
+def test_callbacks_of_sb3_still_apply(tmp_path: Path) -> None:
+    """The logger is SB3's, so an agent with it takes any callback."""
+
+    class Count(BaseCallback):
+        calls = 0
+
+        def _on_step(self) -> bool:
+            self.calls += 1
+            return True
+
+    from tether.experiments.logs import make_logger
+
+    model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, device="cpu")
+    model.set_logger(make_logger(tmp_path, 0, verbose=False))
+    count = Count()
+    model.learn(16, callback=count)
+    model.logger.close()
+    assert count.calls == 16
+    assert (tmp_path / "progress.csv").read_text().startswith(STEP)
