@@ -58,10 +58,12 @@ def make_env(env_id: str, *, flatten: bool = True, render_mode: str | None = Non
     """
     try:
         env = _suite_of(env_id).make(env_id, flatten, render_mode, **kwargs)
-    except gym.error.UnregisteredEnv as error:
-        raise EnvError(_unknown_id(env_id)) from error
     except gym.error.DependencyNotInstalled as error:
         raise EnvError(f"{env_id} cannot be made: {str(error).rstrip('.')}.") from error
+    except gym.error.Error as error:
+        if env_id in gym.registry:
+            raise
+        raise EnvError(_unknown_id(env_id)) from error
     except ModuleNotFoundError as error:
         name = error.name or env_id.partition(":")[0]
         raise EnvError(f"{env_id} needs the module '{name}': install it, or correct its name.") from error

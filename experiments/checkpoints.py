@@ -37,8 +37,8 @@ def save_model(model: BaseAlgorithm, path: Path) -> None:
 
 
 def normalizer_path(model: Path) -> Path:
-    """Where a model's ``VecNormalize`` is kept: ``vecnormalize.pkl`` for model.zip, ``best_vecnormalize.pkl`` likewise."""
-    return model.with_name(model.name.replace("model.zip", "vecnormalize.pkl"))
+    """Where a model's ``VecNormalize`` is kept: ``vecnormalize.pkl`` beside it, ``best_vecnormalize.pkl`` for the best."""
+    return model.with_name("best_vecnormalize.pkl" if model.name == "best_model.zip" else "vecnormalize.pkl")
 
 
 def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:

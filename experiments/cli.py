@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -30,6 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_study(commands)
     _add_report(commands)
+    _add_bench(commands)
     listing = commands.add_parser("list", help="show agents, envs or presets")
     listing.add_argument("what", choices=("agents", "envs", "presets"))
     listing.set_defaults(run=_list)
@@ -84,13 +88,21 @@ def _add_report(commands: Any) -> None:
     p.set_defaults(run=_report)
 
 
+def _add_bench(commands: Any) -> None:
+    p = commands.add_parser("bench", help="training speed beside a peer in the same process")
+    p.add_argument("what", choices=("on-policy",))
+    p.add_argument("--env", default="HalfCheetah-v5", metavar="ID")
+    p.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
+    p.set_defaults(run=_bench)
+
+
 def _whole(word: str) -> int:
     """A whole number; 1e6 and 500_000 are accepted."""
     try:
         number = float(word)
     except ValueError:
         raise argparse.ArgumentTypeError(f"'{word}' is not a number") from None
-    if number != int(number) or number < 1:
+    if not (number.is_integer() and number >= 1):
         raise argparse.ArgumentTypeError(f"'{word}' is not a whole number above 0")
     return int(number)
 
@@ -158,6 +170,13 @@ def _report(args: argparse.Namespace) -> int:
     return 0
 
 
+def _bench(args: argparse.Namespace) -> int:
+    from .bench import on_policy
+
+    print(on_policy(args.env, args.out))
+    return 0
+
+
 def _list(args: argparse.Namespace) -> int:
     from .catalogue import AGENTS, OURS
     from .presets import read_presets
@@ -176,6 +195,18 @@ def _list(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the news that other packages print when they are imported, which would stand before our one sentence."""
+    for module, name in (("farama_notifications", "notifications"), ("gym_notices.notices", "notices")):
+        with suppress(ImportError):
+            getattr(importlib.import_module(module), name).clear()
+    with warnings.catch_warnings():
+        # An older version of an environment is asked for by name, to compare with what was published for it.
+        warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        yield
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run a command.
 
@@ -185,9 +216,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(words)
         args.typed = shlex.join(["tether", *words])
-        with warnings.catch_warnings():
-            # An older version of an environment is asked for by name, to compare with what was published for it.
-            warnings.filterwarnings("ignore", ".*is out of date", DeprecationWarning)
+        with _quiet():
             return args.run(args)
     except KeyboardInterrupt:
         return 130

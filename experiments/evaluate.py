@@ -159,7 +159,8 @@ def _saved_agent(path: Path) -> str:
     fitting = {}
     for name in AGENTS:
         bare = agent_class(name)("MlpPolicy", None, _init_setup_model=False)  # type: ignore[call-arg]
-        attributes = set(vars(bare)) - set(bare._excluded_save_params())
+        # What is still None is filled later, and may be saved as tensors.
+        attributes = {key for key, value in vars(bare).items() if value is not None} - set(bare._excluded_save_params())
         if attributes <= saved:
             fitting[name] = len(attributes)
     if not fitting:
@@ -169,17 +170,22 @@ def _saved_agent(path: Path) -> str:
 
 def summary(result: Evaluation) -> str:
     """Mean, standard deviation, IQM and its 95 % bootstrap interval, in one line (two where there are costs)."""
-    from .statistics import interval, iqm
-
-    low, high = interval(result.returns, iqm)
+    count = len(result.returns)
     lines = [
-        f"return over {len(result.returns)} episodes: mean {result.returns.mean():.1f} (std {result.returns.std():.1f}), "
-        f"IQM {iqm(result.returns):.1f} [{low:.1f}, {high:.1f}], length {result.lengths.mean():.0f}"
+        f"return over {count} episode{'s' if count > 1 else ''}: mean {result.returns.mean():.1f} (std {result.returns.std():.1f}), "
+        f"{_iqm_in_words(result.returns, 1)}, length {result.lengths.mean():.0f}"
     ]
     if result.costs is not None:
-        low, high = interval(result.costs, iqm)
-        lines.append(f"cost: mean {result.costs.mean():.2f}, IQM {iqm(result.costs):.2f} [{low:.2f}, {high:.2f}]")
+        lines.append(f"cost: mean {result.costs.mean():.2f}, {_iqm_in_words(result.costs, 2)}")
     return "\n".join(lines)
+
+
+def _iqm_in_words(values: np.ndarray, digits: int) -> str:
+    from .statistics import interval, iqm
+
+    low, high = interval(values, iqm)
+    middle = f"IQM {iqm(values):.{digits}f}"
+    return f"{middle} [{low:.{digits}f}, {high:.{digits}f}]" if len(values) > 1 else middle
 
 
 def record_video(trained: Trained, path: Path, seed: int) -> int:
@@ -191,7 +197,7 @@ def record_video(trained: Trained, path: Path, seed: int) -> int:
     import imageio.v2 as imageio
 
     env = trained.make_env(1, seed, render_mode="rgb_array")
-    fps = int((env.get_attr("metadata")[0] or {}).get("render_fps", 30))
+    fps = int(env.get_attr("metadata")[0].get("render_fps") or 30)
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".new-{path.name}")
     try:
@@ -209,9 +215,10 @@ def record_video(trained: Trained, path: Path, seed: int) -> int:
 
 def _frames(trained: Trained, env: VecEnv) -> Iterator[np.ndarray]:
     """The pictures of one episode, each taken before the step that leaves it."""
+    renders = "rgb_array" in (env.get_attr("metadata")[0].get("render_modes") or ())
     observation, done = env.reset(), False
     while not done:
-        frame = env.render()
+        frame = env.render() if renders else None
         if frame is None:
             raise UsageError(f"{trained.env_id} does not render to pictures, so there is no video of it.")
         yield np.asarray(frame)

@@ -320,16 +320,10 @@ def check_environment(config: RunConfig) -> None:
     """Make the environment once, so that a wrong id or a missing extra is said before a folder exists.
 
     :raises EnvError: for an id, an argument or a backend that is not known, or an extra that is not installed
-    :raises UsageError: for what the environment itself refuses
     """
-    import gymnasium as gym
-
     from tether.envs import make_env, resolve_backend
 
-    try:
-        make_env(config.env, **config.env_kwargs).close()
-    except (gym.error.Error, ImportError) as error:
-        raise UsageError(f"The environment {config.env} cannot be made ({first_line(error)}).") from error
+    make_env(config.env, **config.env_kwargs).close()
     resolve_backend(config.env, config.n_envs or 1, config.backend, config.env_kwargs)
 
 

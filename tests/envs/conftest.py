@@ -123,8 +123,8 @@ def starts_differ() -> Callable[[str], list[int]]:
     def find(env_id: str) -> list[int]:
         from scipy.stats import ks_2samp
 
-        venv = make_vec(env_id, 32, backend="envpool", seed=0)
-        pool = np.concatenate([venv.reset() for _ in range(10)]).round(6)
+        venv = make_vec(env_id, 8, backend="envpool", seed=0)
+        pool = np.concatenate([venv.reset() for _ in range(40)]).round(6)
         env = make_env(env_id)
         own = np.stack([env.reset(seed=seed)[0] for seed in range(320)]).round(6)
         venv.close()

@@ -45,6 +45,9 @@ class Costly(gym.Env):
     observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
     action_space = spaces.Discrete(2)
 
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
     def reset(self, *, seed: int | None = None, options: Any = None):
         super().reset(seed=seed)
         self.steps = 0
@@ -59,8 +62,7 @@ class Costly(gym.Env):
 class Broken(Costly):
     """Its 150th reward is infinite."""
 
-    def __init__(self) -> None:
-        self.total = 0
+    total = 0
 
     def step(self, action):
         self.total += 1
@@ -161,9 +163,10 @@ class TestRunFolder:
         from tether.experiments.evaluate import evaluate
 
         env = make_vec("CartPole-v1", 1, backend="dummy", seed=3 + 10_000)
-        evaluate(MDPO("MlpPolicy", env, seed=0), env, 2)  # the run's environment had two episodes before
-        lengths = evaluate(MDPO.load(folder / "model.zip"), env, 1).lengths
-        assert lengths[0] == float(rows(folder / "evaluations.csv")[-1]["ep_length"])
+        untrained = MDPO("MlpPolicy", make_vec("CartPole-v1", 1, backend="dummy"), seed=0)
+        for _ in range(2):  # the run's environment had two evaluations before
+            evaluate(untrained, env, 1)
+        assert evaluate(MDPO.load(folder / "model.zip"), env, 1).lengths[0] == float(rows(folder / "evaluations.csv")[-1]["ep_length"])
 
     def test_progress(self, folder: Path, rows) -> None:
         table = rows(folder / "progress.csv")
@@ -648,7 +651,7 @@ class TestInterrupts:
     def test_training_in_another_thread(self, short_run, tmp_path: Path) -> None:
         """Handlers belong to the main thread; elsewhere a run works without them."""
         config = RunConfig(
-            "MDPO", "CartPole-v1", steps=64, eval_episodes=1, backend="dummy", n_envs=1, out=tmp_path,
+            "MDPO", "CartPole-v1", steps=64, eval_every=64, eval_episodes=1, backend="dummy", n_envs=1, out=tmp_path,
             hp={"n_steps": 64, "value_batch_size": 32},
         )  # fmt: skip
         results: list[Any] = []

@@ -1,0 +1,144 @@
+"""dm_control: the order of the parts, bounds, ends, pixels."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from tether.envs import make_env, make_vec
+from tether.envs.dm_control import SUITE
+
+
+@pytest.mark.parametrize("env_id", ["dm_control/fish-swim-v0", "dm_control/manipulator-bring_ball-v0"])
+def test_parts_keep_dm_controls_order(env_id: str) -> None:
+    """Neither id's parts are in alphabetical order."""
+    env = make_env(env_id)
+    observation, _ = env.reset(seed=0)
+    task: Any = env.unwrapped
+    parts = task._env.task.get_observation(task._env.physics)
+    assert list(parts) != sorted(parts)
+    np.testing.assert_array_equal(observation, np.concatenate([np.ravel(p) for p in parts.values()]).astype(np.float32))
+    assert env.observation_space.contains(observation)
+    env.close()
+
+
+def test_the_dict_stays_where_it_is_asked_for() -> None:
+    env = make_env("dm_control/fish-swim-v0", flatten=False)
+    assert isinstance(env.observation_space, gym.spaces.Dict)
+    observation, _ = env.reset(seed=0)
+    assert set(observation) == {"joint_angles", "upright", "target", "velocity"}
+    assert env.observation_space.contains(observation)
+    assert observation["velocity"].dtype == np.float32
+    venv = make_vec("dm_control/fish-swim-v0", 2, env_kwargs={"flatten": False})
+    assert venv.reset()["target"].shape == (2, 3)
+    env.close()
+    venv.close()
+
+
+def test_actions_are_float32_within_the_bounds() -> None:
+    env = make_env("dm_control/quadruped-walk-v0")
+    spec = env.unwrapped._env.action_spec()  # type: ignore[attr-defined]
+    assert env.action_space.dtype == np.float32
+    assert (env.action_space.low.astype(float) >= spec.minimum).all()  # type: ignore[attr-defined]
+    assert (env.action_space.high.astype(float) <= spec.maximum).all()  # type: ignore[attr-defined]
+    np.testing.assert_allclose(env.action_space.high, spec.maximum, rtol=1e-6)  # type: ignore[attr-defined]
+    env.close()
+
+
+def test_the_time_limit_is_a_truncation() -> None:
+    env = make_env("dm_control/pendulum-swingup-v0")
+    assert env.spec is not None
+    assert env.spec.max_episode_steps == 1000
+    env.reset(seed=0)
+    ends = [env.step(env.action_space.sample())[2:4] for _ in range(1000)]
+    assert ends[-1] == (False, True)
+    assert not np.any(ends[:-1])
+    env.close()
+
+
+def test_discount_zero_is_a_termination() -> None:
+    env = make_env("dm_control/lqr-lqr_2_1-v0")
+    assert env.spec is not None
+    assert env.spec.max_episode_steps is None
+    env.reset(seed=0)
+    physics = env.unwrapped._env.physics  # type: ignore[attr-defined]
+    with physics.reset_context():
+        physics.data.qpos[:] = 0  # there LQR ends
+    assert env.step(np.zeros(1, dtype=np.float32))[2:4] == (True, False)
+    env.close()
+
+
+def test_action_repeat() -> None:
+    once, thrice = (make_env("dm_control/cheetah-run-v0", action_repeat=n) for n in (1, 3))
+    once.reset(seed=0)
+    thrice.reset(seed=0)
+    action = np.ones(6, dtype=np.float32)
+    single = [once.step(action) for _ in range(3)]
+    observation, reward, *_ = thrice.step(action)
+    np.testing.assert_array_equal(observation, single[-1][0])
+    assert reward == pytest.approx(sum(step[1] for step in single))
+    assert thrice.spec is not None
+    assert thrice.spec.max_episode_steps == 334
+    assert thrice.metadata["render_fps"] == round(100 / 3)
+
+
+@pytest.fixture(scope="session")
+def renderer(need: Any) -> None:
+    """Whether pictures can be made is tried in another process, since a failure may end it."""
+    code = "from tether.envs import make_env; make_env('dm_control/pendulum-swingup-v0', from_pixels=True).reset()"
+    need(subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, "an OpenGL renderer")
+
+
+@pytest.mark.usefixtures("renderer")
+def test_pixels() -> None:
+    arguments = {"from_pixels": True, "image_size": 32, "action_repeat": 2}
+    env = make_env("dm_control/walker-walk-v0", **arguments)  # type: ignore[arg-type]
+    picture, _ = env.reset(seed=0)
+    assert picture.shape == (32, 32, 3)
+    assert env.observation_space.contains(picture)
+    assert picture.std() > 10
+    np.testing.assert_array_equal(picture, env.reset(seed=0)[0])
+    venv = make_vec("dm_control/walker-walk-v0", 1, seed=0, env_kwargs=arguments)
+    np.testing.assert_array_equal(venv.reset()[0], picture.transpose(2, 0, 1))
+    env.close()
+    venv.close()
+
+
+@pytest.mark.usefixtures("renderer")
+def test_fast_pixels_and_cameras_are_other_pictures() -> None:
+    options: list[dict[str, Any]] = [{}, {"fast_render": True}, {"camera_id": 1}]
+    pictures = [make_env("dm_control/walker-walk-v0", from_pixels=True, **kw).reset(seed=0)[0] for kw in options]
+    assert [picture.shape for picture in pictures] == [(64, 64, 3)] * 3
+    stock, fast, side = (picture.astype(int) for picture in pictures)
+    assert 0 < np.abs(stock - fast).mean() < 20  # the same scene
+    assert np.abs(stock - side).mean() > np.abs(stock - fast).mean()
+
+
+@pytest.mark.usefixtures("renderer")
+def test_render() -> None:
+    env = make_env("dm_control/cartpole-swingup-v0", render_mode="rgb_array")
+    env.reset(seed=0)
+    picture: Any = env.render()
+    assert picture.shape == (240, 320, 3)
+    env.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("env_id", SUITE.ids())
+def test_every_task_runs(env_id: str) -> None:
+    env = make_env(env_id)
+    observation, _ = env.reset(seed=0)
+    for _ in range(5):
+        assert env.observation_space.contains(observation)
+        observation, reward, *_ = env.step(env.action_space.sample())
+        assert np.isfinite(reward)
+    venv = make_vec(env_id, 1, backend="envpool")
+    assert venv.observation_space == env.observation_space
+    assert venv.reset().shape == (1, *observation.shape)
+    env.close()
+    venv.close()
