@@ -170,9 +170,9 @@ def _saved_agent(path: Path) -> str:
 
 def summary(result: Evaluation) -> str:
     """Mean, standard deviation, IQM and its 95 % bootstrap interval, in one line (two where there are costs)."""
-    count = len(result.returns)
+    episodes = f"{len(result.returns)} episode{'s' if len(result.returns) > 1 else ''}"
     lines = [
-        f"return over {count} episode{'s' if count > 1 else ''}: mean {result.returns.mean():.1f} (std {result.returns.std():.1f}), "
+        f"return over {episodes}: mean {result.returns.mean():.1f} (std {result.returns.std():.1f}), "
         f"{_iqm_in_words(result.returns, 1)}, length {result.lengths.mean():.0f}"
     ]
     if result.costs is not None:

@@ -232,7 +232,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
                 self.train()
                 # The normaliser moves after the update: until then old policy and behaviour policy are one function.
                 self.policy.update_moments(self.rollout.flat_observations())
-                if log_interval is not None and iteration % log_interval == 0:
+                if log_interval and iteration % log_interval == 0:
                     self.dump_logs(iteration)
             callback.on_training_end()
         return self

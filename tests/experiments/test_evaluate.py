@@ -221,4 +221,5 @@ class TestVideo:
         assert [p.name for p in tmp_path.iterdir()] == ["it.zip"]
 
     def test_other_format(self, refused, bare: Path) -> None:
-        assert "--video takes a name that ends in .mp4" in refused("evaluate", bare, "--env", "CartPole-v1", "--video", "v.gif")
+        words = ["evaluate", bare, "--env", "CartPole-v1", "--video", "v.gif"]
+        assert "--video takes a name that ends in .mp4, not 'v.gif'" in refused(*words)

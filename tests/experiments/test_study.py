@@ -103,7 +103,8 @@ class TestRead:
         assert jobs[2].config.folder == tmp_path / "dm_control--cheetah-run-v0/MDPO/seed-3"
 
     def test_command_means_the_same_configuration(self, write, tmp_path: Path) -> None:
-        hp = {"mdpo": {"learning_rate": "lin_3e-4", "policy_kwargs": {"net_arch": [8], "activation_fn": "ReLU"}, "gamma": 1e-3}}
+        policy_kwargs = {"net_arch": [8], "activation_fn": "ReLU"}
+        hp = {"mdpo": {"learning_rate": "lin_3e-4", "policy_kwargs": policy_kwargs, "gamma": 1e-3}}
         (job,) = Study.read(write(hp=hp, eval_every=7, steps=500.0)).jobs(tmp_path / "with space")
         args = cli.build_parser().parse_args(job.command())
         assert (args.agent, args.env, args.steps, args.seed, args.n_envs) == ("MDPO", "CartPole-v1", 500, 0, 1)
@@ -149,7 +150,7 @@ class TestRead:
 
     @pytest.mark.parametrize(
         ("text", "reason"),
-        [("agents: [PPO\nseeds: 1\n", r"cannot be read in line 2"), ("- PPO\n", "must be a mapping"), ("", "must be a mapping")],
+        [("agents: [PPO\nseeds: 1\n", "cannot be read in line 2"), ("- PPO\n", "must be a map"), ("", "must be a map")],
     )
     def test_damaged_files(self, tmp_path: Path, text: str, reason: str) -> None:
         (tmp_path / "s.yaml").write_text(text)

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +108,6 @@ def steps_of(accumulator: EventAccumulator, tag: str) -> list[int]:
     return [event.step for event in accumulator.Scalars(tag)]
 
 
-def increasing(numbers: list[int]) -> bool:
-    return all(a < b for a, b in zip(numbers, numbers[1:], strict=False))
-
-
 class TestRunFolder:
     @pytest.fixture
     def folder(self, finished) -> Path:
@@ -166,7 +163,8 @@ class TestRunFolder:
         untrained = MDPO("MlpPolicy", make_vec("CartPole-v1", 1, backend="dummy"), seed=0)
         for _ in range(2):  # the run's environment had two evaluations before
             evaluate(untrained, env, 1)
-        assert evaluate(MDPO.load(folder / "model.zip"), env, 1).lengths[0] == float(rows(folder / "evaluations.csv")[-1]["ep_length"])
+        length = evaluate(MDPO.load(folder / "model.zip"), env, 1).lengths[0]
+        assert length == float(rows(folder / "evaluations.csv")[-1]["ep_length"])
 
     def test_progress(self, folder: Path, rows) -> None:
         table = rows(folder / "progress.csv")
@@ -199,11 +197,13 @@ class TestRunFolder:
 
     def test_report_reads_it(self, folder: Path) -> None:
         (run,) = load_runs([folder])
-        assert (run.agent, run.env, run.seed, run.steps, run.reached, run.finished) == ("MDPO", "CartPole-v1", 3, 300, 320, True)
+        assert (run.agent, run.env, run.seed, run.finished) == ("MDPO", "CartPole-v1", 3, True)
+        assert (run.steps, run.reached) == (300, 320)
 
     def test_nothing_is_left_over(self, folder: Path) -> None:
         names = {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents")}
-        assert names == {".lock", "manifest.json", "progress.csv", "monitor.csv", "evaluations.csv", "model.zip", "best_model.zip"}
+        tables = {"progress.csv", "monitor.csv", "evaluations.csv"}
+        assert names == {".lock", "manifest.json", "model.zip", "best_model.zip"} | tables
 
     def test_the_same_command_says_that_it_is_done(self, finished, tether) -> None:
         folder, words, first = finished
@@ -418,28 +418,25 @@ def before_states(model: Any) -> list[dict[str, th.Tensor]]:
     return list(model.actor.optimizer.state.values())
 
 
-class capture_start:  # noqa: N801 - reads like a function
-    """What the model of the next training is when it starts."""
+@contextmanager
+def capture_start() -> Iterator[dict[str, Any]]:
+    """What the model of a training in the block is when it starts."""
+    seen: dict[str, Any] = {}
+    original = ConfigurationCallback._on_training_start
 
-    def __enter__(self) -> dict[str, Any]:
-        seen: dict[str, Any] = {}
-        self.original = original = ConfigurationCallback._on_training_start
+    def capture(callback: ConfigurationCallback) -> None:
+        model = callback.model
+        seen["timesteps"] = model.num_timesteps
+        seen["observation"] = np.array(model._last_obs)
+        if getattr(model, "replay_buffer", None) is not None:
+            seen["size"] = model.replay_buffer.size()
+        if model.get_vec_normalize_env() is not None:
+            seen["count"] = model.get_vec_normalize_env().obs_rms.count
+        original(callback)
 
-        def capture(callback: ConfigurationCallback) -> None:
-            model = callback.model
-            seen["timesteps"] = model.num_timesteps
-            seen["observation"] = np.array(model._last_obs)
-            if getattr(model, "replay_buffer", None) is not None:
-                seen["size"] = model.replay_buffer.size()
-            if model.get_vec_normalize_env() is not None:
-                seen["count"] = model.get_vec_normalize_env().obs_rms.count
-            original(callback)
-
-        ConfigurationCallback._on_training_start = capture
-        return seen
-
-    def __exit__(self, *_: object) -> None:
-        ConfigurationCallback._on_training_start = self.original
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ConfigurationCallback, "_on_training_start", capture)
+        yield seen
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
@@ -563,7 +560,7 @@ class TestFolder:
         config = RunConfig("MDPO", "dm_control/cheetah-run-v0", seed=4, out=Path("r"))
         assert config.folder == Path("r/dm_control--cheetah-run-v0/MDPO/seed-4")
 
-    def test_another_agents_checkpoint_without_a_manifest_is_not_taken(self, tether, short_run, finished, tmp_path: Path) -> None:
+    def test_what_lies_there_without_a_manifest_is_replaced(self, tether, short_run, finished, tmp_path: Path) -> None:
         folder = tmp_path / "CartPole-v1/MDPO/seed-0"
         folder.mkdir(parents=True)
         shutil.copytree(finished[0], folder, dirs_exist_ok=True)
@@ -629,21 +626,24 @@ class TestPolicies:
         assert caught["model"].action_noise._sigma == pytest.approx([0.25])
 
 
+def interrupted_by(number: signal.Signals) -> None:
+    with stoppable():
+        os.kill(os.getpid(), number)
+        time.sleep(1)
+
+
 class TestInterrupts:
     def test_handlers_are_put_back(self) -> None:
         before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-        with pytest.raises(KeyboardInterrupt), stoppable():
-            assert signal.getsignal(signal.SIGTERM) is signal.default_int_handler
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(1)
+        with pytest.raises(KeyboardInterrupt):
+            interrupted_by(signal.SIGTERM)
         assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
     def test_also_an_ignored_interrupt(self) -> None:
         former = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as `nohup tether train ... &` starts it
         try:
-            with pytest.raises(KeyboardInterrupt), stoppable():
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
+            with pytest.raises(KeyboardInterrupt):
+                interrupted_by(signal.SIGINT)
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         finally:
             signal.signal(signal.SIGINT, former)
@@ -675,7 +675,8 @@ class TestLogs:
         path = tmp_path / "progress.csv"
         writer = ProgressWriter(path, 0)
         writer.write({"a": 1.5, STEP: 10}, {"a": (), STEP: ()}, 10)
-        writer.write({"b": np.float32(2.0), "hidden": 3, "picture": np.zeros(2)}, {"b": (), "hidden": ("csv",), "picture": ()}, 10)
+        values = {"b": np.float32(2.0), "hidden": 3, "picture": np.zeros(2)}
+        writer.write(values, {"b": (), "hidden": ("csv",), "picture": ()}, 10)
         writer.write({"a": float("nan"), "c": "words, with a comma"}, {"a": (), "c": ()}, 20)
         writer.write({"a": 2.5}, {"a": ()}, 30)
         assert rows(path) == [
