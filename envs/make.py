@@ -119,7 +119,7 @@ def make_vec(
         frame_stack = suite.frame_stack
     if frame_stack:
         venv = VecFrameStack(venv, frame_stack)
-    if normalize:
+    if normalize is not False:
         venv = VecNormalize(venv, **(normalize if isinstance(normalize, Mapping) else {}))
     if seed is not None:
         venv.seed(seed)
@@ -188,6 +188,7 @@ def _make_python(env_id: str, n_envs: int, backend: str, kwargs: dict[str, Any])
         return make_env(env_id, **kwargs)
 
     if backend == "subproc":
+        make().close()  # what is wrong is said here, in one sentence, and not by a worker that dies
         return SubprocVecEnv([make] * n_envs)
     return DummyVecEnv([make] * n_envs)
 

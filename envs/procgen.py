@@ -134,8 +134,8 @@ def _pool_id(match: re.Match[str]) -> str:
 
 
 def _pool(env_id: str) -> PoolTask | None:
-    match = _parse(env_id)
-    if build() != "envpool":
+    match = _FORM.fullmatch(env_id)
+    if match is None or build() != "envpool":
         return None
     return PoolTask(_pool_id(match), agrees=True, arguments=_ARGUMENTS, config=_LEVELS)
 

@@ -6,9 +6,11 @@ not: the state of the environments, which start a new episode on resume.
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +52,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: Path) -> None:
     if getattr(model, "replay_buffer", None) is not None:
         model.save_replay_buffer(new / "replay_buffer.pkl")  # type: ignore[attr-defined]
     th.save(_random_state(), new / "random.pt")
-    write_json(new / "state.json", {"timesteps": model.num_timesteps})
+    write_json(new / "state.json", {"timesteps": model.num_timesteps, "time": time.time()})
     for file in new.iterdir():
         _sync(file)
     if folder.exists():  # if not, `old` is the only one until `new` has the name
@@ -66,6 +68,11 @@ def find_checkpoint(folder: Path) -> Path | None:
         if (candidate / "state.json").is_file():
             return candidate
     return None
+
+
+def checkpoint_time(folder: Path) -> float:
+    """The moment at which a checkpoint was written, in seconds since the epoch."""
+    return float(json.loads((folder / "state.json").read_text(encoding="utf-8")).get("time", "inf"))
 
 
 def load_checkpoint(cls: type[BaseAlgorithm], folder: Path, env: VecEnv, device: str) -> BaseAlgorithm:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,16 @@ def write_configuration(logger: Logger, hparams: dict[str, Any], text: str, step
         if isinstance(output, TensorBoardOutputFormat):
             output.write({"hparams": HParam(hparams, metrics)}, {"hparams": ()}, step)
             output.writer.add_text("configuration", text, step)
+
+
+def drop_episodes_after(folder: Path, moment: float) -> None:
+    """Remove from the monitor files the episodes that ended after a moment (seconds since the epoch)."""
+    for path in folder.glob("*monitor.csv"):
+        header, columns, *rows = path.read_text(encoding="utf-8").splitlines()
+        begun = json.loads(header.removeprefix("#"))["t_start"]
+        cells = [row.split(",") for row in rows]  # return, length, seconds since the start; a kill may cut the last one
+        kept = [",".join(row) for row in cells if len(row) >= 3 and begun + float(row[2] or "inf") <= moment]
+        write_atomically(path, "\n".join([header, columns, *kept]) + "\n")
 
 
 class ProgressWriter(KVWriter):

@@ -137,11 +137,14 @@ class _Run:
 
     def execute(self, previous: dict[str, Any] | None) -> RunResult:
         """Build everything, train, and leave the folder complete."""
-        from .checkpoints import find_checkpoint
+        from .checkpoints import checkpoint_time, find_checkpoint
+        from .logs import drop_episodes_after
 
         checkpoint = find_checkpoint(self.folder / "checkpoint") if previous is not None else None
         if checkpoint is None:
             _clear(self.folder)
+        else:
+            drop_episodes_after(self.folder, checkpoint_time(checkpoint))
         env = self._make_env()
         try:
             model = self._make_model(env, checkpoint)
@@ -253,6 +256,7 @@ class _Run:
             self._update_manifest("running", model.num_timesteps, clock())
 
         checkpoint = CheckpointCallback(self.folder / "checkpoint", self.config.checkpoint_every, note_checkpoint)
+        checkpoint.init_callback(model)  # Ctrl-C may come before `learn` does it
         hparams = {"agent": self.config.agent, "env": self.config.env, "seed": self.config.seed}
         hparams |= {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.arguments.items()}
         guard = [] if self.config.agent in OURS else [FiniteCallback()]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import gymnasium as gym
@@ -89,9 +87,10 @@ def test_action_repeat() -> None:
 
 @pytest.fixture(scope="session")
 def renderer(need: Any) -> None:
-    """Whether pictures can be made is tried in another process, since a failure may end it."""
-    code = "from tether.envs import make_env; make_env('dm_control/pendulum-swingup-v0', from_pixels=True).reset()"
-    need(subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, "an OpenGL renderer")
+    try:
+        make_env("dm_control/pendulum-swingup-v0", from_pixels=True).reset()
+    except Exception as error:  # each platform's library has errors of its own
+        need(False, f"an OpenGL renderer ({error!r})")
 
 
 @pytest.mark.usefixtures("renderer")

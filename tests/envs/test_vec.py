@@ -111,8 +111,8 @@ def test_seeds(env_id: str, backend: str) -> None:
 
 def test_subproc_does_as_dummy_does() -> None:
     """Observations, rewards and ends, of both kinds, with what is told at the ends."""
-    arguments = {"n_envs": 2, "seed": 1, "env_kwargs": {"max_episode_steps": 12}}
-    venvs = [make_vec("Hopper-v5", backend=backend, **arguments) for backend in ("dummy", "subproc")]  # type: ignore[arg-type]
+    arguments = {"n_envs": 2, "seed": 1, "env_kwargs": {"max_episode_steps": 20}}
+    venvs = [make_vec("CartPole-v1", backend=backend, **arguments) for backend in ("dummy", "subproc")]  # type: ignore[arg-type]
     rng, kinds = np.random.default_rng(0), set()
     np.testing.assert_array_equal(*(venv.reset() for venv in venvs))
     for _ in range(60):
@@ -279,6 +279,33 @@ def test_refusals(arguments: dict[str, Any], sentence: str) -> None:
     with pytest.raises(EnvError) as error:
         make_vec("Hopper-v5", **arguments)
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize("backend", ["auto", "dummy", "subproc"])
+@pytest.mark.parametrize(
+    ("env_id", "kwargs", "sentence"),
+    [
+        ("Hoper-v5", {}, "There is no environment 'Hoper-v5': did you mean 'Hopper-v5'?"),
+        ("dm_control/cheetah-fly-v0", {}, "There is no environment 'dm_control/cheetah-fly-v0': did you mean"),
+        ("Hopper-v5", {"nonsense": 1}, "Hopper-v5 has no argument 'nonsense'"),
+    ],
+)
+def test_what_make_env_refuses(env_id: str, kwargs: dict[str, Any], sentence: str, backend: str) -> None:
+    with pytest.raises(EnvError) as error:
+        make_vec(env_id, 2, backend=backend, env_kwargs=kwargs)
+    assert str(error.value).startswith(sentence)
+
+
+def test_observations_are_not_written_over() -> None:
+    venv = make_vec("CartPole-v1", 4, backend="envpool", seed=0)
+    first = venv.reset()
+    second, rewards, _, _ = venv.step(np.zeros(4, dtype=int))
+    kept = [first.copy(), second.copy(), rewards.copy()]
+    for _ in range(200):
+        venv.step(np.zeros(4, dtype=int))
+    for old, now in zip(kept, (first, second, rewards), strict=True):
+        np.testing.assert_array_equal(old, now)
+    venv.close()
 
 
 def test_envpool_has_not_everything() -> None:

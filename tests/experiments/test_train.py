@@ -35,7 +35,7 @@ from tether.experiments import checkpoints
 from tether.experiments.callbacks import COLUMNS, ConfigurationCallback
 from tether.experiments.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tether.experiments.interrupts import stoppable
-from tether.experiments.logs import STEP, ProgressWriter
+from tether.experiments.logs import STEP, ProgressWriter, drop_episodes_after
 from tether.experiments.runs import load_runs
 from tether.experiments.train import RunConfig, train
 
@@ -270,6 +270,22 @@ class TestInterrupt:
         assert load_results(str(folder))["l"].sum() <= 342
         assert (folder / "1.monitor.csv").is_file()
 
+    def test_interrupt_before_the_first_step(
+        self, tether, short_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest
+    ) -> None:
+        def interrupt(*_: object) -> None:
+            raise KeyboardInterrupt
+
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        with monkeypatch.context() as patch:
+            patch.setattr(MDPO, "_setup_learn", interrupt)
+            assert tether(*words).code == 130
+        assert (manifest(folder)["status"], manifest(folder)["timesteps"]) == ("interrupted", 0)
+        code, out, _ = tether(*words)
+        assert (code, manifest(folder)["timesteps"]) == (0, 320)
+        assert "at step 0 of 300" in out
+
     def test_interrupt_during_the_last_evaluation(
         self, tether, short_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest, rows
     ) -> None:
@@ -310,6 +326,9 @@ class TestInterrupt:
         accumulator = events(folder)
         assert steps_of(accumulator, "eval/mean_reward") == [100, 200, 322]
         assert steps_of(accumulator, "train/loss") == [64, 128, 194, 258, 322]
+        episodes = load_results(str(folder))
+        assert 130 < episodes["l"].sum() <= 322
+        assert {p.name for p in folder.glob("*monitor.csv")} == {"monitor.csv", "1.monitor.csv"}
 
     def test_killed_before_its_first_checkpoint_starts_anew(
         self, tether, short_run, stop_at, killed, tmp_path: Path, rows
@@ -479,7 +498,7 @@ class TestCheckpoint:
         assert not folder.exists()
         found = find_checkpoint(folder)
         assert found is not None
-        assert json.loads((found / "state.json").read_text()) == {"timesteps": 1}
+        assert json.loads((found / "state.json").read_text())["timesteps"] == 1
         # Killed there a second time, the only good one must still be there.
         with pytest.raises(killed):
             save_checkpoint(model, folder)
@@ -492,7 +511,7 @@ class TestCheckpoint:
         model.num_timesteps = 7
         save_checkpoint(model, folder)
         assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
-        assert json.loads((folder / "state.json").read_text()) == {"timesteps": 7}
+        assert json.loads((folder / "state.json").read_text())["timesteps"] == 7
 
     def test_killed_while_writing(self, model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed) -> None:
         folder = tmp_path / "checkpoint"
@@ -502,7 +521,7 @@ class TestCheckpoint:
         with pytest.raises(killed):
             save_checkpoint(model, folder)
         assert find_checkpoint(folder) == folder
-        assert json.loads((folder / "state.json").read_text()) == {"timesteps": 0}
+        assert json.loads((folder / "state.json").read_text())["timesteps"] == 0
 
     def test_no_checkpoint(self, tmp_path: Path) -> None:
         (tmp_path / "checkpoint").mkdir()
@@ -597,7 +616,7 @@ class TestNonFinite:
         sentence = refused(*words)
         assert "The reward of env 0 is inf at step 150, so training stopped" in sentence
         assert manifest(folder)["status"] == "failed"
-        assert json.loads((folder / "checkpoint/state.json").read_text()) == {"timesteps": 130}
+        assert json.loads((folder / "checkpoint/state.json").read_text())["timesteps"] == 130
         assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100]
         assert (folder / "best_model.zip").is_file()
         assert [int(row[STEP]) for row in rows(folder / "progress.csv")] == [64, 100, 128]
@@ -670,6 +689,13 @@ class TestLogs:
             model.set_logger(logger)
             model.learn(8, callback=ConfigurationCallback({"gamma": 0.9}, "text"))
             logger.close()
+
+    def test_episodes_after_a_checkpoint_are_dropped(self, tmp_path: Path) -> None:
+        lines = ['#{"t_start": 1000.0, "env_id": "X"}', "r,l,t", "1.0,10,5.0", "2.0,20,9.5", "3.0,30,12.0", "4.0,4"]
+        (tmp_path / "monitor.csv").write_text("\n".join(lines))  # the kill cut the last row
+        drop_episodes_after(tmp_path, 1010.0)
+        assert (tmp_path / "monitor.csv").read_text().splitlines() == lines[:4]
+        assert load_results(str(tmp_path))["l"].tolist() == [10, 20]
 
     def test_progress_keeps_what_it_had(self, tmp_path: Path, rows) -> None:
         path = tmp_path / "progress.csv"
