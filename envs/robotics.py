@@ -11,7 +11,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
 from .pool_env import PoolEnv
-from .suite import PoolTask, Suite, installed, require, unknown_argument
+from .suite import EnvError, PoolTask, Suite, installed, require, unknown_argument
 
 # ---------------------------------------------------------------------- Gymnasium-Robotics
 
@@ -68,8 +68,10 @@ def _make_meta(
         raise gym.error.NameNotFound(env_id)
     for name in kwargs:
         raise unknown_argument(env_id, name, ("max_episode_steps",))
+    if render_mode is not None:
+        raise EnvError(f"{env_id} gives no pictures here: leave out render_mode.")
     observations = spaces.Box(-np.inf, np.inf, (39,), np.float32)
-    env = PoolEnv(_meta_pool_id(env_id), observations, spaces.Box(-1, 1, (4,), np.float32), {}, render_mode)
+    env = PoolEnv(_meta_pool_id(env_id), observations, spaces.Box(-1, 1, (4,), np.float32), {})
     env.spec = EnvSpec(env_id, max_episode_steps=max_episode_steps)
     return gym.wrappers.TimeLimit(env, max_episode_steps)
 

@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-from tether.envs import make_env, make_vec, resolve_backend
+from tether.envs import EnvError, make_env, make_vec, resolve_backend
 from tether.envs.suite import installed
 
 
@@ -94,6 +94,10 @@ def test_meta_world(need: Any) -> None:
     assert dones.all()
     assert all(0 <= reward <= 10 for reward in rewards)
     assert all(info["TimeLimit.truncated"] and "success" in info for info in infos)
+    with pytest.raises(EnvError, match="gives no pictures here: leave out render_mode"):
+        make_env(env_id, render_mode="rgb_array")
+    with pytest.raises(EnvError, match="has no argument 'goal'"):
+        make_env(env_id, goal=1)
     env.close()
     venv.close()
 

@@ -213,6 +213,7 @@ class TestVideo:
         assert not np.array_equal(frames[0], frames[-1])
         assert [p.name for p in path.parent.iterdir()] == ["episode.mp4"]
 
+    @pytest.mark.filterwarnings("ignore:.*render_mode='rgb_array' that is not in the possible:UserWarning")
     def test_environment_without_pictures(self, refused, tmp_path: Path) -> None:
         model = PPO("MlpPolicy", "EvaluateTest/Countdown-v0", n_steps=8, batch_size=8, device="cpu")
         model.save(tmp_path / "it.zip")

@@ -27,11 +27,12 @@ from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.results_plotter import load_results
+from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tether.agents import MDPO
 from tether.envs import make_vec
-from tether.experiments import checkpoints
+from tether.experiments import callbacks, checkpoints
 from tether.experiments.callbacks import COLUMNS, ConfigurationCallback
 from tether.experiments.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from tether.experiments.interrupts import stoppable
@@ -387,6 +388,23 @@ class TestInterrupt:
         last = pickle.loads((folder / "vecnormalize.pkl").read_bytes())
         assert best.obs_rms.count <= last.obs_rms.count
 
+    def test_evaluations_normalise_as_the_training_does(
+        self, tether, short_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        original, counts = callbacks.evaluate, []
+
+        def spy(model: PPO, env: VecNormalize, episodes: int) -> Any:
+            counts.append([env.obs_rms.count, model.get_vec_normalize_env().obs_rms.count])
+            result = original(model, env, episodes)
+            counts[-1].append(env.obs_rms.count)  # evaluations move no statistics
+            return result
+
+        monkeypatch.setattr(callbacks, "evaluate", spy)
+        assert tether(*short_run("PPO", "Pendulum-v1", tmp_path, steps=128, hp=("normalize=true",))).code == 0
+        assert len(counts) == 2
+        for before, training, after in counts:
+            assert before == training == after >= 100
+
     def test_resumed_run_meets_new_episodes(self, tether, short_run, stop_at, tmp_path: Path) -> None:
         words = short_run("DQN", "CartPole-v1", tmp_path)
         with capture_start() as start, stop_at(100):
@@ -513,6 +531,16 @@ class TestCheckpoint:
         assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
         assert json.loads((folder / "state.json").read_text())["timesteps"] == 7
 
+    def test_killed_after_the_second_rename(self, model: PPO, tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoint"
+        save_checkpoint(model, folder)
+        shutil.copytree(folder, tmp_path / "checkpoint.old")
+        model.num_timesteps = 8
+        assert find_checkpoint(folder) == folder
+        save_checkpoint(model, folder)
+        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
+        assert json.loads((folder / "state.json").read_text())["timesteps"] == 8
+
     def test_killed_while_writing(self, model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed) -> None:
         folder = tmp_path / "checkpoint"
         save_checkpoint(model, folder)
@@ -622,6 +650,7 @@ class TestNonFinite:
         assert [int(row[STEP]) for row in rows(folder / "progress.csv")] == [64, 100, 128]
         assert not load_runs([folder])[0].finished
 
+    @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
     def test_normalised_reward_of_a_peer(self, refused, short_run, tmp_path: Path) -> None:
         """VecNormalize clips rewards, which must not hide an infinite one."""
         words = short_run("PPO", "TrainTest/Broken-v0", tmp_path, hp=("normalize=true",))
