@@ -6,7 +6,7 @@ ENV ?= HalfCheetah-v4
 STEPS ?= 500000
 OUT ?= results/runs
 
-.PHONY: train test slow lint figures clean
+.PHONY: train test slow lint clean
 
 # The base install and the fast simulator; the stamp changes when a dependency does.
 $(VENV)/base: pyproject.toml constraints.txt
@@ -20,10 +20,10 @@ $(VENV)/dev: $(VENV)/base
 
 # Train MDPO, compare its speed with SB3's PPO, and set it beside the committed runs of its peers.
 train: $(VENV)/base
-	$(BIN)/python -W ignore -m tether train MDPO --env $(ENV) --steps $(STEPS) --out $(OUT)
-	$(BIN)/python -W ignore -m tether evaluate $(OUT)/$(ENV)/MDPO/seed-0
-	$(BIN)/python -W ignore -m tether report $(OUT)/$(ENV)/MDPO/seed-0 results/measured --env $(ENV) --out $(OUT)/$(ENV)
-	$(BIN)/python -W ignore -m tether bench on-policy --env $(ENV)
+	$(BIN)/tether train MDPO --env $(ENV) --steps $(STEPS) --out $(OUT)
+	$(BIN)/tether evaluate $(OUT)/$(ENV)/MDPO/seed-0
+	$(BIN)/tether report $(OUT)/$(ENV)/MDPO/seed-0 results/measured --env $(ENV) --out $(OUT)/$(ENV)
+	$(BIN)/tether bench on-policy --env $(ENV)
 	@echo
 	@echo "Curves: $(BIN)/tensorboard --logdir $(OUT)   then open the address it prints."
 

@@ -31,7 +31,9 @@ def _belongs(spec: EnvSpec) -> bool:
 
 
 def _make(env_id: str, flatten: bool, render_mode: str | None, **kwargs: Any) -> gym.Env:
-    return gym.make(env_id, render_mode=render_mode, **kwargs)
+    if render_mode is not None:  # an environment of the user's need not have the argument
+        kwargs["render_mode"] = render_mode
+    return gym.make(env_id, **kwargs)
 
 
 def _pool(env_id: str) -> PoolTask | None:

@@ -93,7 +93,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             sde_sample_freq=-1,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs={"normalize_observations": normalize_observations, **(policy_kwargs or {})},
             verbose=verbose,
             seed=seed,
             device=device,
@@ -107,7 +107,6 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             )
         self.normalize_rewards = normalize_rewards
         self.time_limits = time_limits
-        self.policy_kwargs.setdefault("normalize_observations", normalize_observations)
         if _init_setup_model:
             self._setup_model()
 

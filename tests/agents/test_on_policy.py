@@ -205,3 +205,10 @@ def test_threads_are_put_back():
 
 def test_costs_do_not_disturb():
     MDPO("MlpPolicy", Identity(spaces.Discrete(2), cost=True), n_steps=128, seed=0).learn(128)
+
+
+def test_the_callers_policy_kwargs_are_left_alone():
+    kwargs = {"net_arch": [8]}
+    agent = MDPO("MlpPolicy", "CartPole-v1", n_steps=128, policy_kwargs=kwargs)
+    assert kwargs == {"net_arch": [8]}
+    assert agent.policy.normalize_observations

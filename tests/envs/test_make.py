@@ -158,3 +158,18 @@ def test_box2d_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gymnasium.make", fail)
     with pytest.raises(EnvError, match=r"^LunarLander-v3 cannot be made: Box2D is not installed, run `pip .*`\.$"):
         make_env("LunarLander-v3")
+
+
+class Plain(gym.Env):
+    """A user's environment whose constructor knows no ``render_mode``."""
+
+    observation_space = gym.spaces.Box(-1.0, 1.0, (1,))
+    action_space = gym.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+
+def test_an_environment_without_a_render_mode_is_made():
+    gym.register("Plain-v0", entry_point=Plain)
+    assert make_env("Plain-v0").action_space == Plain.action_space
