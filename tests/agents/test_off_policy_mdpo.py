@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.kit.worlds import Bandit, Identity
 from tether.agents import OffPolicyMDPO
-from tether.agents.off_policy_mdpo import floored_log_q, squashed_log_density
+from tether.agents.off_policy_mdpo.off_policy_mdpo import floored_log_q, squashed_log_density
 
 OLD = th.tensor([0.1, 0.2, 0.3, 0.4])
 Q = th.tensor([1.0, -1.0, 0.5, 0.0])

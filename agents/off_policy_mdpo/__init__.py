@@ -1,0 +1,5 @@
+"""Off-policy Mirror Descent Policy Optimization."""
+
+from .off_policy_mdpo import OffPolicyMDPO
+
+__all__ = ["OffPolicyMDPO"]
