@@ -27,7 +27,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
     """Base of the on-policy agents: everything but the losses.
 
     It differs from SB3's ``OnPolicyAlgorithm`` in what it does per step: only the policy is evaluated there; the values
-    of the whole rollout are computed in one batch afterwards, and log-probabilities where the loss needs them. A transition is stored before a callback may stop the training.
+    of the whole rollout are computed in one batch afterwards, and log-probabilities where the loss needs them. A
+    transition is stored before a callback may stop the training.
 
     :param policy: a subclass of :class:`NormalizedActorCriticPolicy` or one of the agent's aliases
     :param env: environment, vector environment or registered id
