@@ -2,5 +2,6 @@
 
 from .mdpo import MDPO
 from .off_policy_mdpo import OffPolicyMDPO
+from .ppo import PPO
 
-__all__ = ["MDPO", "OffPolicyMDPO"]
+__all__ = ["MDPO", "PPO", "OffPolicyMDPO"]

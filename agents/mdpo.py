@@ -5,20 +5,18 @@ Where the paper and the authors' code differ, the comment says which is followed
 
 from __future__ import annotations
 
-import copy
 from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.distributions import Distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.divergences import bregman
-from .common.finite import check_finite_info
 from .common.on_policy import OnPolicyAgent
 from .common.policies import NormalizedActorCriticPolicy
+from .common.updates import Batch, Update
 
 
 class MDPOPolicy(NormalizedActorCriticPolicy):
@@ -32,9 +30,6 @@ class MDPOPolicy(NormalizedActorCriticPolicy):
                 "MDPO improves policy and value with two optimisers, so they cannot share a features extractor: "
                 "leave share_features_extractor=False."
             )
-        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
-            # The value's Adam has eps 1e-8 in the authors' code, the policy's 1e-5 (see _build).
-            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True, **(kwargs.get("optimizer_kwargs") or {})}
         super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
@@ -45,6 +40,7 @@ class MDPOPolicy(NormalizedActorCriticPolicy):
         policy_parameters = [p for p in self.parameters() if id(p) not in of_value]
         rate = lr_schedule(1)
         self.optimizer = self.optimizer_class(policy_parameters, lr=rate, **self.optimizer_kwargs)  # type: ignore[call-arg]
+        # The value's Adam has eps 1e-8 in the authors' code, the policy's SB3's 1e-5.
         value_kwargs = {k: v for k, v in self.optimizer_kwargs.items() if k != "eps"}
         self.value_optimizer = self.optimizer_class(value_parameters, lr=rate, **value_kwargs)  # type: ignore[call-arg]
 
@@ -187,6 +183,8 @@ class MDPO(OnPolicyAgent):
                 f"{self.value_batch_size}: collect more steps or lower value_batch_size."
             )
         super()._setup_model()
+        self.policy_update = Update(self.policy_loss, self.policy.optimizer, None, self.max_grad_norm)
+        self.value_update = Update(self.value_loss, self.policy.value_optimizer, self.value_batch_size, None)
 
     # ------------------------------------------------------------------ the paper's equations
 
@@ -198,45 +196,33 @@ class MDPO(OnPolicyAgent):
         iteration = self.num_timesteps // samples - 1
         return annealed_step_size(iteration, max(1, self._total_timesteps // samples))
 
-    def policy_loss(
-        self,
-        observations: Any,
-        actions: th.Tensor,
-        advantages: th.Tensor,
-        old: Distribution,
-        old_log_prob: th.Tensor,
-        step_size: float,
-    ) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+    def policy_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """-Psi(theta) = -( mean[ ratio A ] - mean[ B(pi_theta, pi_k) ] / t_k ); paper section 4, on-policy objective.
 
-        :param observations: (B, *obs), raw
-        :param actions: (B, *act), unclipped
-        :param advantages: (B,), normalised, constant
-        :param old: pi_k at the observations, constant
-        :param old_log_prob: log pi_k(actions), (B,), constant
-        :param step_size: t_k
+        :param batch: observations (B, *obs) standardised, actions (B, *act) unclipped, advantages (B,) normalised,
+            old, the parameters of pi_k at the observations, old_log_prob = log pi_k(actions) (B,), step_size t_k
         :return: scalar loss and its terms
         """
-        new = self.policy.get_distribution(observations)
-        ratio = th.exp(new.log_prob(actions) - old_log_prob)
-        surrogate = (ratio * advantages).mean()
+        new = self.policy.distribution_at(batch["observations"])
+        old = self.policy.action_dist.proba_distribution(**batch["old"])
+        ratio = th.exp(new.log_prob(batch["actions"]) - batch["old_log_prob"])
+        surrogate = (ratio * batch["advantages"]).mean()
         divergence = bregman(new, old, self.tsallis_q).mean()
-        loss = -(surrogate - divergence / step_size)
-        return loss, {"policy_gradient_loss": -surrogate, "trust_region": divergence}
+        loss = -(surrogate - divergence / batch["step_size"])
+        return loss, {"policy_gradient_loss": -surrogate, "trust_region": divergence, "loss": loss}
 
-    def value_loss(self, observations: Any, old_values: th.Tensor, returns: th.Tensor) -> th.Tensor:
+    def value_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """mean max((V - R)^2, (V_clip - R)^2), V_clip = V_old + clip(V - V_old, -c, c); no factor 1/2 (authors' code).
 
-        :param observations: (B, *obs), raw
-        :param old_values: V_old (B,)
-        :param returns: R = A + V_old (B,), the lambda-return
+        :param batch: observations (B, *obs) standardised, old_values V_old (B,), returns R = A + V_old (B,)
         """
-        values = self.policy.predict_values(observations).flatten()
+        values, old, returns = self.policy.values_at(batch["observations"]), batch["old_values"], batch["returns"]
         error = (values - returns).square()
         if self.clip_range_vf is not None:
-            clipped = old_values + (values - old_values).clamp(-self.clip_range_vf, self.clip_range_vf)
+            clipped = old + (values - old).clamp(-self.clip_range_vf, self.clip_range_vf)
             error = th.maximum(error, (clipped - returns).square())
-        return error.mean()
+        loss = error.mean()
+        return loss, {"value_loss": loss}
 
     # ------------------------------------------------------------------ one iteration
 
@@ -244,41 +230,30 @@ class MDPO(OnPolicyAgent):
         """m full-batch steps on the policy, then minibatch epochs on the value network; old policy and values fixed."""
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.optimizer, self.policy.value_optimizer])
-        values, advantages = self._value_rollout()
-        info = self._improve_policy(self.rollout.to_batch(advantages))
-        info["value_loss"] = self._fit_values(self.rollout.to_batch(values), self.rollout.to_batch(values + advantages))
+        batch = self._rollout_batch()
+        info = self._improve_policy(batch)
+        info |= self.value_update.run({key: batch[key] for key in ("observations", "old_values", "returns")}, self.value_epochs)
         self._n_updates += self.policy_steps
-        self._record_update(check_finite_info(info, self.num_timesteps), values, values + advantages)
+        self._record_update(info, batch)
 
-    def _improve_policy(self, advantages: th.Tensor) -> dict[str, th.Tensor]:
-        observations, actions = self.rollout.flat_observations(), self.rollout.flat_actions()
-        # The authors divide by the bare standard deviation; the epsilon only keeps a constant batch from being NaN.
-        advantages = (advantages - advantages.mean()) / (advantages.std(unbiased=False) + 1e-8)
-        step_size = self.current_step_size()
+    def _improve_policy(self, batch: Batch) -> dict[str, th.Tensor]:
+        advantages = batch["advantages"]
         with th.no_grad():
-            # A copy, because SB3's policy hands out one distribution object and refills it at every call.
-            old = copy.copy(self.policy.get_distribution(observations))
-            old_log_prob = old.log_prob(actions)
-        for _ in range(self.policy_steps):
-            loss, _ = self.policy_loss(observations, actions, advantages, old, old_log_prob, step_size)
-            self._step(self.policy.optimizer, loss, self.max_grad_norm)
+            mirror = {
+                "observations": batch["observations"],
+                "actions": batch["actions"],
+                # The authors divide by the bare standard deviation; the epsilon only keeps a constant batch from being NaN.
+                "advantages": (advantages - advantages.mean()) / (advantages.std(unbiased=False) + 1e-8),
+                "old": self.policy.distribution_at(batch["observations"]).parameters,
+                "old_log_prob": batch["old_log_prob"],
+                "step_size": th.tensor(self.current_step_size(), device=self.device),
+            }
+        self.policy_update.run(mirror, self.policy_steps)
         with th.no_grad():
-            loss, info = self.policy_loss(observations, actions, advantages, old, old_log_prob, step_size)
+            _, info = self.policy_loss(mirror)
         # A mirror step improves Psi, so the divergence it may spend is t_k times the surrogate gain (Psi(pi_k) = 0).
-        bound = -info["policy_gradient_loss"] * step_size
-        return {**info, "loss": loss, "trust_region_bound": bound, "step_size": th.tensor(step_size)}
-
-    def _fit_values(self, old_values: th.Tensor, returns: th.Tensor) -> th.Tensor:
-        observations, size = self.rollout.flat_observations(), self.value_batch_size
-        losses = []
-        for _ in range(self.value_epochs):
-            order = th.randperm(len(returns), device=self.device)
-            for i in order.split(size)[: len(returns) // size]:
-                batch = {k: v[i] for k, v in observations.items()} if isinstance(observations, dict) else observations[i]
-                loss = self.value_loss(batch, old_values[i], returns[i])
-                self._step(self.policy.value_optimizer, loss)
-                losses.append(loss.detach())
-        return th.stack(losses).mean()
+        bound = -info["policy_gradient_loss"] * mirror["step_size"]
+        return {**info, "trust_region_bound": bound, "step_size": mirror["step_size"]}
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()

@@ -21,6 +21,8 @@ from stable_baselines3.common.vec_env import (
 )
 
 from . import atari, clinical, dm_control, mujoco, procgen, registered, robotics
+from .envpool_vec import available_cores
+from .halves import HalvesVecEnv
 from .suite import EnvError, PoolTask, Suite, cast_observations, installed, is_hwc_image, unknown_argument
 
 logger = logging.getLogger("tether")
@@ -86,6 +88,7 @@ def make_vec(
     env_kwargs: Mapping[str, Any] | None = None,
     frame_stack: int | None = None,
     num_threads: int | None = None,
+    halves: bool = False,
 ) -> VecEnv:
     """Make a vector of environments whose ``info["episode"]`` tells return and length at every episode's end.
 
@@ -100,6 +103,8 @@ def make_vec(
     :param frame_stack: number of observations to stack along the last axis, of images along the first; 0 for none. By
         default 4 for Atari, whose games also get SB3's ``AtariWrapper``, and none elsewhere
     :param num_threads: threads of EnvPool; by default one per environment, at most one per core
+    :param halves: on EnvPool, with an even ``n_envs`` and no ``normalize``, give a `HalvesVecEnv`, whose two halves
+        Tether's on-policy agents step alternately; elsewhere it changes nothing
     :return: images are CHW uint8, everything else as `make_env` gives it
     :raises EnvError: as `make_env`, and for a backend that is not known or cannot serve the id, or ``n_envs < 1``
     """
@@ -107,24 +112,33 @@ def make_vec(
     logger.info("%s: %d environment(s) on backend '%s'", env_id, n_envs, chosen)
     suite = _suite_of(env_id)
     kwargs = {**suite.vec_arguments, **(env_kwargs or {})}
-    venv: VecEnv = VecMonitor(
-        _make_pool(env_id, n_envs, num_threads, kwargs)
-        if chosen == "envpool"
-        else _make_python(env_id, n_envs, chosen, kwargs),
-        None if monitor_file is None else str(monitor_file),
-    )
-    if is_hwc_image(venv.observation_space):
-        venv = VecTransposeImage(venv)
-    if frame_stack is None:
-        frame_stack = suite.frame_stack
-    if frame_stack:
-        venv = VecFrameStack(venv, frame_stack)
+    stack = suite.frame_stack if frame_stack is None else frame_stack
+    if halves and chosen == "envpool" and n_envs % 2 == 0 and normalize is False:
+        threads = max(1, (num_threads or available_cores()) // 2)
+        pools = [_monitored(_make_pool(env_id, n_envs // 2, threads, dict(kwargs)), path) for path in (monitor_file, None)]
+        pools[1].results_writer, pools[1].t_start = pools[0].results_writer, pools[0].t_start  # one monitor.csv for both
+        venv: VecEnv = HalvesVecEnv(*(_arranged(pool, stack) for pool in pools))
+    elif chosen == "envpool":
+        venv = _arranged(_monitored(_make_pool(env_id, n_envs, num_threads, kwargs), monitor_file), stack)
+    else:
+        venv = _arranged(_monitored(_make_python(env_id, n_envs, chosen, kwargs), monitor_file), stack)
     if normalize is not False:
         venv = VecNormalize(venv, **(normalize if isinstance(normalize, Mapping) else {}))
     if seed is not None:
         venv.seed(seed)
         venv.action_space.seed(seed)
     return venv
+
+
+def _monitored(venv: VecEnv, monitor_file: str | Path | None) -> VecMonitor:
+    return VecMonitor(venv, None if monitor_file is None else str(monitor_file))
+
+
+def _arranged(venv: VecEnv, frame_stack: int) -> VecEnv:
+    """Images as CHW, frames stacked."""
+    if is_hwc_image(venv.observation_space):
+        venv = VecTransposeImage(venv)
+    return VecFrameStack(venv, frame_stack) if frame_stack else venv
 
 
 def resolve_backend(env_id: str, n_envs: int = 1, backend: str = "auto", env_kwargs: Mapping[str, Any] | None = None) -> str:

@@ -20,10 +20,18 @@ from stable_baselines3.common.distributions import (
     kl_divergence,
 )
 
+from .distributions import Gaussian
+
 
 def log_q(x: th.Tensor, q: float) -> th.Tensor:
     """ln_{2-q}(x) = (x^{q-1} - 1) / (q - 1); the natural logarithm at q = 1."""
     return x.log() if q == 1.0 else (x.pow(q - 1.0) - 1.0) / (q - 1.0)
+
+
+def kl_gaussian(mean: th.Tensor, log_std: th.Tensor, mean_old: th.Tensor, log_std_old: th.Tensor) -> th.Tensor:
+    """KL(N(m, s^2) || N(m_o, s_o^2)) = log(s_o / s) + (s^2 + (m - m_o)^2) / (2 s_o^2) - 1/2, elementwise."""
+    precision = th.exp(-2.0 * log_std_old)
+    return log_std_old - log_std + 0.5 * precision * ((2.0 * log_std).exp() + (mean - mean_old).square()) - 0.5
 
 
 def kl(new: Distribution, old: Distribution) -> th.Tensor:
@@ -31,6 +39,8 @@ def kl(new: Distribution, old: Distribution) -> th.Tensor:
 
     :return: (B,)
     """
+    if isinstance(new, Gaussian) and isinstance(old, Gaussian):
+        return kl_gaussian(new.mean, new.log_std, old.mean, old.log_std).sum(dim=-1)
     divergence = kl_divergence(new, old)
     return divergence.sum(dim=-1) if divergence.ndim > 1 else divergence
 

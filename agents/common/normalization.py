@@ -7,9 +7,12 @@ policy that the update starts from are the same function, and the ratio between 
 
 from __future__ import annotations
 
-import numpy as np
+from collections.abc import Callable
+
 import torch as th
 from torch import nn
+
+from .advantages import discounted_sum
 
 EPSILON = 1e-8
 
@@ -41,10 +44,13 @@ class RunningMoments(nn.Module):
         self.var.copy_(m2 / total)
         self.count.copy_(total)
 
-    def standardize(self, values: th.Tensor, clip: float) -> th.Tensor:
-        """(values - mean) / std, float32, clipped to +-``clip``; shape of ``values``."""
-        scale = (self.var + EPSILON).rsqrt().float()
-        return ((values - self.mean.float()) * scale).clamp(-clip, clip)
+    def standardizer(self, clip: float) -> Callable[[th.Tensor], th.Tensor]:
+        """The function x -> (x - mean) / std, float32, clipped to +-``clip``, with the moments of this moment.
+
+        Float32 copies of the moments are made here, once, and not at every call of the function.
+        """
+        mean, scale = self.mean.float(), (self.var + EPSILON).rsqrt().float()
+        return lambda values: ((values - mean) * scale).clamp_(-clip, clip)
 
 
 class RewardScaler(nn.Module):
@@ -64,20 +70,20 @@ class RewardScaler(nn.Module):
         # Not persistent: a model may be loaded for another number of environments.
         self.register_buffer("returns", th.zeros(n_envs, dtype=th.float64), persistent=False)
 
-    def scale(self, rewards: np.ndarray, dones: np.ndarray) -> np.ndarray:
+    @th.no_grad()
+    def scale(self, rewards: th.Tensor, dones: th.Tensor) -> th.Tensor:
         """Scale a rollout's rewards.
 
         :param rewards: (T, E) float32, raw
         :param dones: (T, E) bool, the episode ended with this step
         :return: (T, E) float32
         """
-        returns = np.empty(rewards.shape, dtype=np.float64)
-        running = self.returns.cpu().numpy()
-        for t in range(len(rewards)):
-            running = running * self.gamma + rewards[t]
-            returns[t] = running
-            running = running * ~dones[t]
-        self.returns.copy_(th.as_tensor(running))
-        self.moments.update(th.as_tensor(returns.ravel()))
-        std = float(self.moments.var + EPSILON) ** 0.5
-        return np.clip(rewards / std, -self.clip, self.clip).astype(np.float32)
+        going_on = (~dones).double()
+        inflow = rewards.double()
+        inflow[0] += self.gamma * self.returns
+        # R_t = r_t + gamma (1 - done_{t-1}) R_{t-1}: the sum of `discounted_sum`, with time running backwards.
+        decay = self.gamma * th.vstack([th.zeros_like(going_on[:1]), going_on[:-1]])
+        returns = discounted_sum(inflow.flip(0), decay.flip(0)).flip(0)
+        self.returns.copy_(returns[-1] * going_on[-1])
+        self.moments.update(returns.flatten())
+        return (rewards * (self.moments.var + EPSILON).rsqrt()).float().clamp_(-self.clip, self.clip)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -11,14 +12,62 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
-from stable_baselines3.common.utils import explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from .finite import check_finite
+from .advantages import generalized_advantage
+from .finite import check_finite, check_finite_info
 from .normalization import RewardScaler
 from .policies import NormalizedActorCriticPolicy
-from .rollout import Rollout, generalized_advantage
+from .rollout import Rollout
 from .threads import torch_threads
+from .updates import Batch, in_chunks
+
+@dataclass
+class _Part:
+    """Environments that are stepped together: all of them, or one of two halves."""
+
+    env: VecEnv
+    envs: slice
+    under_way: bool = False
+
+    @property
+    def first(self) -> int:
+        """The number of its first environment."""
+        return self.envs.start or 0
+
+    def of(self, observations: Any) -> Any:
+        """Its rows of everybody's observations."""
+        return observations if self.envs.start is None else observations[self.envs]
+
+    def into(self, observations: Any, own: Any) -> Any:
+        """Everybody's observations with its own rows replaced."""
+        if self.envs.start is None:
+            return own
+        observations[self.envs] = own
+        return observations
+
+    def wait(self) -> Any:
+        """What its step gave."""
+        self.under_way = False
+        return self.env.step_wait()
+
+
+def _parts(env: VecEnv) -> list[_Part]:
+    """The parts of a vector environment. Only its own class is asked, because wrappers pass attributes on."""
+    if not hasattr(type(env), "halves"):
+        return [_Part(env, slice(None))]
+    first, second = env.halves  # type: ignore[attr-defined]
+    n = first.num_envs
+    return [_Part(first, slice(0, n)), _Part(second, slice(n, n + second.num_envs))]
+
+
+def _stack(observations: tuple[Any, ...]) -> Any:
+    """Single observations (arrays or dicts) as one batch."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([single[key] for single in observations]) for key in observations[0]}
+    return np.stack(observations)
+
 
 SelfOnPolicyAgent = TypeVar("SelfOnPolicyAgent", bound="OnPolicyAgent")
 
@@ -41,6 +90,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
     :param normalize_rewards: divide rewards by the running std of the discounted return, clip at 10
     :param time_limits: "correct" bootstraps with V(terminal observation) where an episode is cut by its time limit,
         "paper" takes the cut for a true end
+    :param ent_coef: weight of an entropy bonus, for the losses that have one
+    :param vf_coef: weight of the value loss, where one optimiser trains both networks
     :param supported_action_spaces: what the agent's losses can handle
     """
 
@@ -60,6 +111,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         normalize_observations: bool,
         normalize_rewards: bool,
         time_limits: str,
+        ent_coef: float = 0.0,
+        vf_coef: float = 1.0,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -86,8 +139,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=0.0,
-            vf_coef=1.0,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
             max_grad_norm=max_grad_norm,
             use_sde=False,
             sde_sample_freq=-1,
@@ -124,86 +177,150 @@ class OnPolicyAgent(OnPolicyAlgorithm):
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *_: Any, **__: Any) -> bool:
         """Fill ``self.rollout`` with ``n_steps`` steps of every environment.
 
+        Where the class of ``env`` offers ``halves``, two vector environments that together are the whole, they are
+        stepped alternately in that order: one half's physics run while the other half's actions are computed. Each
+        action still comes from its own last observation, and the noise of the rollout is drawn beforehand, so the
+        transitions are those of stepping both together. Callbacks then see step t while the first halves of step
+        t + 1 are under way; nothing is under way at the end of a rollout.
+
         :return: False if a callback stopped the training
         :raises NonFiniteError: naming the environment and step of the first reward or observation that is not finite
         """
-        rollout = self.rollout
         self.policy.set_training_mode(False)
-        rollout.reset()
+        self.rollout.reset()
         callback.on_rollout_start()
         check_finite(self._last_obs, "observation", self.num_timesteps)
-        while rollout.position < self.n_steps:
-            observations = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-            with th.no_grad():
-                actions = self.policy._predict(observations).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
-            new_obs, rewards, dones, infos = env.step(self._to_env(actions.cpu().numpy()))
+        self._standardize = self.policy.standardizer()
+        self._noise = self.policy.action_dist.draw_noise((self.n_steps, env.num_envs), self.device)
+        parts = _parts(env)
+        ahead = len(parts) > 1
+        for part in parts:
+            self._send(part, 0)
+        for t in range(self.n_steps):
+            infos: list[dict[str, Any]] = []
+            for part in parts:
+                infos += self._receive(part, t)
+                if ahead and t + 1 < self.n_steps:
+                    self._send(part, t + 1)
             self.num_timesteps += env.num_envs
-            check_finite(rewards, "reward", self.num_timesteps)
-            check_finite(new_obs, "observation", self.num_timesteps)
-            rollout.add(observations, actions, rewards, dones, infos)
-            self._last_obs, self._last_episode_starts = new_obs, dones  # type: ignore[assignment]
-            if dones.any():
-                self._update_info_buffer(infos, dones)
+            rewards, dones, new_obs = self.rollout.rewards[t], self.rollout.dones[t], self._last_obs
             callback.update_locals(locals())
             if not callback.on_step():
+                self._land(parts)
                 return False
+            if not ahead and t + 1 < self.n_steps:
+                self._send(parts[0], t + 1)
         callback.on_rollout_end()
         return True
+
+    def _send(self, part: _Part, t: int) -> None:
+        """Choose the actions of step t for a part of the environments and set it going."""
+        observations = part.of(self._last_obs)
+        actions = self._act(self.rollout.observe(t, part.envs, observations), self._noise[t, part.envs])
+        self.rollout.act(t, part.envs, actions)
+        part.env.step_async(self._to_env(actions.cpu().numpy()))
+        part.under_way = True
+
+    @th.inference_mode()
+    def _act(self, observations: Any, noise: th.Tensor) -> th.Tensor:
+        """Sample actions (n, *act) for raw observations on the device."""
+        actions = self.policy.distribution_at(self._standardize(observations)).from_noise(noise)
+        return actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+
+    def _receive(self, part: _Part, t: int) -> list[dict[str, Any]]:
+        """Wait for a part of the environments and store what came of its step t."""
+        new_obs, rewards, dones, infos = part.wait()
+        steps = self.num_timesteps + self.n_envs
+        check_finite(rewards, "reward", steps, part.first)
+        check_finite(new_obs, "observation", steps, part.first)
+        self.rollout.outcome(t, part.envs, rewards, dones, infos)
+        self._last_obs = part.into(self._last_obs, new_obs)
+        self._last_episode_starts[part.envs] = dones  # type: ignore[index]
+        if dones.any():
+            self._update_info_buffer(infos, dones)
+        return infos
+
+    def _land(self, parts: list[_Part]) -> None:
+        """Take in the steps under way when a callback stops the training; they are nobody's transitions."""
+        for part in parts:
+            if part.under_way:
+                new_obs, _, dones, infos = part.wait()
+                self._last_obs = part.into(self._last_obs, new_obs)
+                self._update_info_buffer(infos, dones)
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         """What the environment is given: the sampled action, clipped where the space is a box."""
         if isinstance(self.action_space, spaces.Box):
-            return np.clip(actions, self.action_space.low, self.action_space.high)
-        return actions
+            return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
+        return actions.copy()
 
     @th.no_grad()
-    def _value_rollout(self) -> tuple[np.ndarray, np.ndarray]:
+    def _value_rollout(self) -> tuple[th.Tensor, th.Tensor]:
         """Values and advantages of the rollout, from one batched evaluation of the value network.
 
-        :return: values (T, E) and advantages (T, E), float32, in units of the scaled reward
+        :return: values (T, E) and advantages (T, E), float32, on the device, in units of the scaled reward
         """
         rollout = self.rollout
-        values = self._predict_values(rollout.flat_observations()).reshape(rollout.n_steps, rollout.n_envs)
-        last = self._predict_values(obs_as_tensor(self._last_obs, self.device))  # type: ignore[arg-type]
-        rewards = rollout.rewards
+        values = in_chunks(self.policy.values_at, self._standardize(rollout.flat_observations()))
+        last = self._values(self._last_obs)
+        rewards = th.as_tensor(rollout.rewards, device=self.device)
+        dones = th.as_tensor(rollout.dones, device=self.device)
         if self.normalize_rewards:
-            rewards = self.reward_scaler.scale(rewards, rollout.dones)
+            rewards = self.reward_scaler.scale(rewards, dones)
         if self.time_limits == "correct" and rollout.timeouts:
             steps, envs, observations = zip(*rollout.timeouts, strict=True)
-            final = self._predict_values(self._stack(observations))
-            rewards = rewards.copy()
-            rewards[list(steps), list(envs)] += self.gamma * final
-        advantages = generalized_advantage(
-            rewards, np.vstack([values, last[None]]), rollout.dones, self.gamma, self.gae_lambda
-        )
-        return values, advantages
+            rewards = rewards.clone()
+            rewards[list(steps), list(envs)] += self.gamma * self._values(_stack(observations))
+        values = values.reshape(rewards.shape)
+        with_last = th.cat([values, last[None]])
+        return values, generalized_advantage(rewards, with_last, dones, self.gamma, self.gae_lambda)
 
-    def _predict_values(self, observations: Any) -> np.ndarray:
-        return self.policy.predict_values(observations).flatten().cpu().numpy()
-
-    def _stack(self, observations: tuple[Any, ...]) -> Any:
-        """Single observations (arrays or dicts) as one batch on the device."""
-        if isinstance(observations[0], dict):
-            return obs_as_tensor({k: np.stack([o[k] for o in observations]) for k in observations[0]}, self.device)
-        return obs_as_tensor(np.stack(observations), self.device)
+    def _values(self, observations: Any) -> th.Tensor:
+        """V (n,) of raw observations from the host."""
+        return self.policy.values_at(self._standardize(obs_as_tensor(observations, self.device)))
 
     # ------------------------------------------------------------------ improvement
 
-    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, max_grad_norm: float | None = None) -> None:
-        """One optimiser step on ``loss``, its gradient clipped to ``max_grad_norm``."""
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], max_grad_norm)
-        optimizer.step()
+    @th.no_grad()
+    def _rollout_batch(self) -> Batch:
+        """What the losses read, one row per transition; constant during the update.
 
-    def _record_update(self, info: dict[str, float], values: np.ndarray, returns: np.ndarray) -> None:
-        for key, value in info.items():
-            self.logger.record(f"train/{key}", value)
-        self.logger.record("train/explained_variance", float(explained_variance(values.ravel(), returns.ravel())))
-        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        observations (N, *obs) standardised, actions (N, *act) unclipped, old_log_prob, old_values, advantages and
+        returns = advantages + old_values, (N,) each.
+        """
+        values, advantages = (x.flatten() for x in self._value_rollout())
+        observations = self._standardize(self.rollout.flat_observations())
+        actions = self.rollout.flat_actions()
+        return {
+            "observations": observations,
+            "actions": actions,
+            "old_log_prob": self._evaluate(observations, actions)[0],
+            "old_values": values,
+            "advantages": advantages,
+            "returns": advantages + values,
+        }
+
+    def _evaluate(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """log pi(actions) and entropy, (N,) each, for the whole rollout."""
+
+        def evaluate(part: Batch) -> th.Tensor:
+            distribution = self.policy.distribution_at(part["observations"])
+            return th.stack([distribution.log_prob(part["actions"]), distribution.entropy()], dim=1)
+
+        log_prob, entropy = in_chunks(evaluate, {"observations": observations, "actions": actions}).unbind(1)
+        return log_prob, entropy
+
+    def _record_update(self, info: dict[str, th.Tensor], batch: Batch) -> None:
+        """Log the scalars of an update, moved to the host in one transfer, and stop at the first that is not finite."""
+        returns, values = batch["returns"], batch["old_values"]
+        unexplained = (returns - values).var(unbiased=False) / returns.var(unbiased=False)
         if hasattr(self.policy, "log_std"):
-            self.logger.record("train/std", self.policy.log_std.detach().exp().mean().item())
+            info = {**info, "std": self.policy.log_std.detach().exp().mean()}
+        numbers = check_finite_info({**info, "unexplained": unexplained}, self.num_timesteps, may_be_nan=("unexplained",))
+        numbers["explained_variance"] = 1.0 - numbers.pop("unexplained")
+        for key, value in numbers.items():
+            self.logger.record(f"train/{key}", value)
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
 
     # ------------------------------------------------------------------ training
 
@@ -237,7 +354,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         return self
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout"]
+        return [*super()._excluded_save_params(), "rollout", "update", "policy_update", "value_update", "_standardize", "_noise"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "reward_scaler"], []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from .distributions import action_distribution
 from .normalization import RunningMoments
 
 OBSERVATION_CLIP = 10.0
@@ -23,11 +25,13 @@ def is_vector(space: spaces.Space[Any]) -> bool:
 class NormalizedActorCriticPolicy(ActorCriticPolicy):
     """:class:`ActorCriticPolicy` whose networks see (observation - mean) / std, clipped to +-10.
 
-    Mean and variance are buffers of the policy: they are saved, loaded and moved with the weights.
+    Mean and variance are buffers of the policy: they are saved, loaded and moved with the weights. SB3's methods take
+    raw observations. Those whose names end in ``_at`` take what :meth:`standardizer` makes of them: an update
+    standardises its rollout once and not in every minibatch.
 
     :param normalize_observations: keep moments and use them; ignored unless observations are float vectors
     :param args: as in :class:`ActorCriticPolicy`
-    :param kwargs: as in :class:`ActorCriticPolicy`
+    :param kwargs: as in :class:`ActorCriticPolicy`; Adam gets SB3's eps of 1e-5 and runs as one fused kernel
     """
 
     def __init__(
@@ -40,33 +44,80 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self.normalize_observations = normalize_observations and is_vector(observation_space)
+        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
+            kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True, **(kwargs.get("optimizer_kwargs") or {})}
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 
     def _build(self, lr_schedule: Schedule) -> None:
         shape = self.observation_space.shape or ()
         self.moments = RunningMoments(shape) if self.normalize_observations else None
+        self.action_dist = action_distribution(self.action_space)
         super()._build(lr_schedule)
+
+    # ------------------------------------------------------------------ the normaliser
 
     def update_moments(self, observations: PyTorchObs) -> None:
         """Merge raw observations (B, o) into the normaliser; nothing happens where there is none."""
         if self.moments is not None:
             self.moments.update(observations)  # type: ignore[arg-type]
 
-    def _normalize(self, obs: PyTorchObs) -> PyTorchObs:
-        return obs if self.moments is None else self.moments.standardize(obs, OBSERVATION_CLIP)  # type: ignore[arg-type]
+    def standardizer(self) -> Callable[[Any], Any]:
+        """The function from raw to standardised observations, with the moments of this moment."""
+        return (lambda obs: obs) if self.moments is None else self.moments.standardizer(OBSERVATION_CLIP)
 
-    # The three doors through which SB3's policy reads observations. (get_distribution and predict_values call the
+    # The three doors through which SB3's policy reads raw observations. (get_distribution and predict_values call the
     # base class's extract_features past this class, hence not one door.)
     def extract_features(  # type: ignore[override]
         self, obs: PyTorchObs, features_extractor: BaseFeaturesExtractor | None = None
     ) -> th.Tensor | tuple[th.Tensor, th.Tensor]:
-        return super().extract_features(self._normalize(obs), features_extractor)
+        return super().extract_features(self.standardizer()(obs), features_extractor)
 
     def get_distribution(self, obs: PyTorchObs) -> Any:
-        return super().get_distribution(self._normalize(obs))
+        return super().get_distribution(self.standardizer()(obs))
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
-        return super().predict_values(self._normalize(obs))
+        return super().predict_values(self.standardizer()(obs))
+
+    # ------------------------------------------------------------------ standardised observations
+
+    def distribution_at(self, observations: Any) -> Any:
+        """pi(. | s) at standardised observations (B, *obs)."""
+        features = BasePolicy.extract_features(self, observations, self.pi_features_extractor)
+        return self._get_action_dist_from_latent(self.mlp_extractor.forward_actor(features))
+
+    def values_at(self, observations: Any) -> th.Tensor:
+        """V(s), (B,), at standardised observations (B, *obs)."""
+        features = BasePolicy.extract_features(self, observations, self.vf_features_extractor)
+        return self.value_net(self.mlp_extractor.forward_critic(features)).flatten()
+
+    def _latents_at(self, observations: Any) -> tuple[th.Tensor, th.Tensor]:
+        """Latent codes of policy and value; a shared features extractor is evaluated once."""
+        features = BasePolicy.extract_features(self, observations, self.pi_features_extractor)
+        of_value = features
+        if not self.share_features_extractor:
+            of_value = BasePolicy.extract_features(self, observations, self.vf_features_extractor)
+        return self.mlp_extractor.forward_actor(features), self.mlp_extractor.forward_critic(of_value)
+
+    def evaluate_at(self, observations: Any) -> tuple[Any, th.Tensor]:
+        """pi(. | s) and V(s) (B,) at standardised observations (B, *obs)."""
+        latent_pi, latent_vf = self._latents_at(observations)
+        return self._get_action_dist_from_latent(latent_pi), self.value_net(latent_vf).flatten()
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         return {**super()._get_constructor_parameters(), "normalize_observations": self.normalize_observations}
+
+
+class NormalizedCnnPolicy(NormalizedActorCriticPolicy):
+    """The policy for images."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", NatureCNN)
+        super().__init__(*args, **kwargs)
+
+
+class NormalizedMultiInputPolicy(NormalizedActorCriticPolicy):
+    """The policy for dict observations."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("features_extractor_class", CombinedExtractor)
+        super().__init__(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""One iteration's transitions in preallocated memory, and the advantages computed from them."""
+"""One iteration's transitions in preallocated memory."""
 
 from __future__ import annotations
 
@@ -11,32 +11,11 @@ from gymnasium import spaces
 Observations = th.Tensor | dict[str, th.Tensor]
 
 
-def generalized_advantage(
-    rewards: np.ndarray, values: np.ndarray, dones: np.ndarray, gamma: float, gae_lambda: float
-) -> np.ndarray:
-    """GAE: A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, delta_t = r_t + gamma (1 - done_t) V_{t+1} - V_t.
-
-    :param rewards: (T, E) float32
-    :param values: (T + 1, E) float32, V of each observation and of the one after the last step
-    :param dones: (T, E) bool, the episode ended with this step (V_{t+1} then belongs to the next episode)
-    :return: advantages (T, E) float32; Schulman et al. 2016, eq. 16
-    """
-    going_on = (~dones).astype(np.float32)
-    deltas = rewards + gamma * going_on * values[1:] - values[:-1]
-    decay = gamma * gae_lambda * going_on
-    advantages = np.empty_like(deltas)
-    running = np.zeros(deltas.shape[1], dtype=np.float32)
-    for t in reversed(range(len(deltas))):
-        running = deltas[t] + decay[t] * running
-        advantages[t] = running
-    return advantages
-
-
 class Rollout:
     """``n_steps`` steps of ``n_envs`` environments.
 
-    Observations and actions lie on the training device (what the losses read), rewards and episode ends on the host
-    (where the environment gives them and the short loops over time run).
+    Observations and actions lie on the training device (what the losses read), rewards and episode ends on the host,
+    where the environments give them; they are moved once a rollout.
 
     :param n_steps: T, steps per environment
     :param n_envs: E
@@ -57,7 +36,6 @@ class Rollout:
         self.rewards = np.zeros((n_steps, n_envs), dtype=np.float32)
         self.dones = np.zeros((n_steps, n_envs), dtype=bool)
         self.timeouts: list[tuple[int, int, Any]] = []  # (t, env, terminal observation)
-        self.position = 0
 
     def _allocate(self, space: spaces.Space[Any], n_steps: int) -> Observations:
         if isinstance(space, spaces.Dict):
@@ -71,37 +49,40 @@ class Rollout:
     def reset(self) -> None:
         """Forget the transitions; the memory is used again."""
         self.timeouts.clear()
-        self.position = 0
 
-    def add(
-        self,
-        observations: Any,
-        actions: th.Tensor,
-        rewards: np.ndarray,
-        dones: np.ndarray,
-        infos: list[dict[str, Any]],
+    def observe(self, t: int, envs: slice, observations: Any) -> Any:
+        """Store what some environments see at step t.
+
+        :param envs: which of the environments
+        :param observations: their observations as the environment gave them, (n, *obs) or a dict of such
+        :return: the same on the device, as a view of the store
+        """
+        if isinstance(self.observations, dict):
+            return {key: self._put(store[t, envs], observations[key]) for key, store in self.observations.items()}
+        return self._put(self.observations[t, envs], observations)
+
+    @staticmethod
+    def _put(place: th.Tensor, values: Any) -> th.Tensor:
+        return place.copy_(th.as_tensor(values))
+
+    def act(self, t: int, envs: slice, actions: th.Tensor) -> None:
+        """Store the actions of step t, (n, *act), as the policy sampled them (unclipped)."""
+        self.actions[t, envs].copy_(actions)
+
+    def outcome(
+        self, t: int, envs: slice, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
     ) -> None:
-        """Store one step of every environment: the observations acted on and what came of it.
+        """Store what came of step t.
 
-        :param observations: tensor (E, *obs) or dict of such
-        :param actions: (E, *act), as the policy sampled them (unclipped)
-        :param rewards: (E,), raw
-        :param dones: (E,) bool
+        :param rewards: (n,), raw
+        :param dones: (n,) bool
         :param infos: the vector environment's; time limits and terminal observations are read from them
         """
-        t = self.position
-        if isinstance(self.observations, dict):
-            for key, store in self.observations.items():
-                store[t].copy_(observations[key])
-        else:
-            self.observations[t].copy_(observations)
-        self.actions[t].copy_(actions)
-        self.rewards[t] = rewards
-        self.dones[t] = dones
+        self.rewards[t, envs] = rewards
+        self.dones[t, envs] = dones
         for env in np.flatnonzero(dones):
             if infos[env].get("TimeLimit.truncated", False):
-                self.timeouts.append((t, int(env), infos[env]["terminal_observation"]))
-        self.position += 1
+                self.timeouts.append((t, int(env) + (envs.start or 0), infos[env]["terminal_observation"]))
 
     def flat_observations(self) -> Observations:
         """Observations as one batch, (T * E, *obs)."""
@@ -112,7 +93,3 @@ class Rollout:
     def flat_actions(self) -> th.Tensor:
         """Actions as one batch, (T * E, *act)."""
         return self.actions.flatten(0, 1)
-
-    def to_batch(self, values: np.ndarray) -> th.Tensor:
-        """A host array (T, E) as a float32 tensor (T * E,) on the device, in the order of the other batches."""
-        return th.as_tensor(values, dtype=th.float32, device=self.device).flatten()

@@ -1,0 +1,83 @@
+"""What PPO's relatives have in common: epochs of shuffled minibatches on one loss, with one optimiser."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch as th
+
+from .on_policy import OnPolicyAgent
+from .updates import Batch, Update
+
+
+class MinibatchAgent(OnPolicyAgent):
+    """An on-policy agent that trains policy and value together; it adds :meth:`loss` and :meth:`trust_region`.
+
+    :param n_steps: steps per environment and iteration
+    :param batch_size: samples a gradient step; must divide ``n_steps * n_envs``
+    :param n_epochs: passes over the rollout
+    :param args: the other arguments of :class:`OnPolicyAgent`
+    """
+
+    update: Update
+
+    def __init__(self, policy: Any, env: Any, *, batch_size: int, n_epochs: int, **kwargs: Any) -> None:
+        if batch_size < 2:
+            raise ValueError(f"batch_size must be at least 2 (advantages are normalised by their spread), not {batch_size}.")
+        if n_epochs < 1:
+            raise ValueError(f"n_epochs must be at least 1, not {n_epochs}.")
+        self.batch_size, self.n_epochs = batch_size, n_epochs
+        super().__init__(policy, env, **kwargs)
+
+    def _setup_model(self) -> None:
+        samples = self.n_steps * self.n_envs
+        if self.env is not None and samples % self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} does not divide the rollout of n_steps * n_envs = {self.n_steps} * "
+                f"{self.n_envs} = {samples} samples: choose a divisor, so that every sample is used as often."
+            )
+        super()._setup_model()
+        self.update = Update(self.loss, self.policy.optimizer, self.batch_size, self.max_grad_norm)
+
+    def loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """The scalar to minimise on a minibatch of :meth:`_rollout_batch` and :meth:`schedules`, and its named terms."""
+        raise NotImplementedError
+
+    def schedules(self) -> dict[str, float]:
+        """Scalars of the loss at this point of the training; they join the batch and the log."""
+        return {}
+
+    def trust_region(self, ratio: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Size of the step, from the ratios pi / pi_old of the whole rollout (N,), and what bounds it."""
+        raise NotImplementedError
+
+    def after_epoch(self, batch: Batch, info: dict[str, th.Tensor]) -> bool:
+        """Called after every epoch with the whole rollout and the epoch's means; True ends the update."""
+        return False
+
+    def train(self) -> None:
+        """``n_epochs`` passes over the rollout."""
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        schedules = {key: th.tensor(value, device=self.device) for key, value in self.schedules().items()}
+        batch = self._rollout_batch() | schedules
+        info = self.update.run(batch, self.n_epochs, lambda means: self.after_epoch(batch, means))
+        self._n_updates += self.n_epochs
+        self._record_update(info | self.measure(batch) | schedules, batch)
+
+    @th.no_grad()
+    def measure(self, batch: Batch) -> dict[str, th.Tensor]:
+        """How far the policy is from the one that collected the rollout, over all its samples.
+
+        approx_kl = mean(ratio - 1 - log ratio) estimates KL(old || new) without bias (as SB3 logs it).
+        """
+        log_prob, entropy = self._evaluate(batch["observations"], batch["actions"])
+        log_ratio = log_prob - batch["old_log_prob"]
+        ratio = log_ratio.exp()
+        size, bound = self.trust_region(ratio)
+        return {
+            "approx_kl": (ratio - 1.0 - log_ratio).mean(),
+            "entropy_loss": -entropy.mean(),
+            "trust_region": size,
+            "trust_region_bound": bound,
+        }

@@ -1,0 +1,111 @@
+"""Epochs of minibatches: the loop in which every on-policy agent spends its update.
+
+An update reads nothing back to the host. On a GPU an epoch is captured once as a CUDA graph and replayed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch as th
+
+from .acceleration import CapturedCall
+
+# Name -> tensor (N, ...), a scalar tensor for what all samples share, or a dict of such.
+Batch = dict[str, Any]
+Loss = Callable[[Batch], tuple[th.Tensor, dict[str, th.Tensor]]]
+
+
+def map_batch(function: Callable[[th.Tensor], th.Tensor], batch: Any) -> Any:
+    """Apply ``function`` to the tensors of a batch that have a sample axis."""
+    if isinstance(batch, dict):
+        return {key: map_batch(function, part) for key, part in batch.items()}
+    return function(batch) if batch.ndim else batch
+
+
+def batch_length(batch: Any) -> int:
+    """N, the number of samples."""
+    if isinstance(batch, dict):
+        return next(n for n in map(batch_length, batch.values()) if n)
+    return len(batch) if batch.ndim else 0
+
+
+def minibatches(batch: Batch, size: int) -> list[Batch]:
+    """Consecutive parts of ``size`` samples, as views; a last partial one is left out."""
+    n = batch_length(batch)
+    return [map_batch(lambda x, i=i: x[i : i + size], batch) for i in range(0, n - size + 1, size)]  # type: ignore[misc]
+
+
+def in_chunks(function: Callable[[Any], th.Tensor], batch: Any, size: int = 4096) -> th.Tensor:
+    """``function`` of a batch, evaluated ``size`` samples at a time: images of a whole rollout may not fit at once."""
+    n = batch_length(batch)
+    if n <= size:
+        return function(batch)
+    return th.cat([function(map_batch(lambda x, i=i: x[i : i + size], batch)) for i in range(0, n, size)])  # type: ignore[misc]
+
+
+def mean_of(infos: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
+    """Means of named scalars."""
+    return {key: th.stack([info[key].detach() for info in infos]).mean() for key in infos[0]}
+
+
+class Update:
+    """Minimises one loss over a rollout.
+
+    :param loss: minibatch -> (scalar, named scalars for the log). Whatever changes between iterations must come in
+        the batch, scalars too: a captured epoch does not see new Python numbers
+    :param optimizer: of the parameters that the loss trains
+    :param batch_size: samples a step, drawn without replacement each epoch; None: the whole rollout, in its order
+    :param max_grad_norm: gradients are clipped to this global norm; None: they are not
+    """
+
+    def __init__(
+        self, loss: Loss, optimizer: th.optim.Optimizer, batch_size: int | None, max_grad_norm: float | None
+    ) -> None:
+        self.loss, self.optimizer = loss, optimizer
+        self.batch_size, self.max_grad_norm = batch_size, max_grad_norm
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._epoch: Callable[[Batch], dict[str, th.Tensor]] = self.epoch
+        if self.parameters[0].is_cuda:
+            self._epoch = CapturedCall(self.epoch, optimizer)
+
+    def run(
+        self, batch: Batch, epochs: int, after_epoch: Callable[[dict[str, th.Tensor]], bool] = lambda info: False
+    ) -> dict[str, th.Tensor]:
+        """Several epochs.
+
+        :param batch: everything the loss reads, N samples
+        :param after_epoch: called with the means of the epoch's named scalars; True ends the update
+        :return: means of the named scalars over all epochs, on the device
+        """
+        infos = []
+        for _ in range(epochs):
+            infos.append(self._epoch(self._shuffled(batch)))
+            if after_epoch(infos[-1]):
+                break
+        return mean_of(infos)
+
+    def _shuffled(self, batch: Batch) -> Batch:
+        if self.batch_size is None:
+            return batch
+        order = th.randperm(batch_length(batch), device=self.parameters[0].device)
+        return map_batch(lambda x: x.index_select(0, order), batch)
+
+    def epoch(self, batch: Batch) -> dict[str, th.Tensor]:
+        """One optimiser step per minibatch of a shuffled batch; means of the named scalars."""
+        parts = [batch] if self.batch_size is None else minibatches(batch, self.batch_size)
+        infos = []
+        for part in parts:
+            loss, info = self.loss(part)
+            self.step(loss)
+            infos.append(info)
+        return mean_of(infos)
+
+    def step(self, loss: th.Tensor) -> None:
+        """One step of the optimiser down the gradient of ``loss``, clipped."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimizer.step()
