@@ -129,12 +129,16 @@ class PPO(MinibatchAgent):
     def policy_loss(self, ratio: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor) -> th.Tensor:
         """-L^CLIP = -mean min(rho A, clip(rho, 1 - eps, 1 + eps) A); eq. 7.
 
+        The minimum is rho A with rho stopped at 1 + eps where A > 0, and at 1 - eps where A < 0.
+
         :param ratio: rho = pi / pi_old (B,)
         :param advantages: A (B,)
         :param clip_range: eps, scalar
         """
-        clipped = th.minimum(th.maximum(ratio, 1.0 - clip_range), 1.0 + clip_range)
-        return -th.minimum(ratio * advantages, clipped * advantages).mean()
+        rises, unbounded = advantages > 0.0, th.full_like(clip_range, th.inf)
+        lowest = th.where(rises, -unbounded, 1.0 - clip_range)
+        highest = th.where(rises, 1.0 + clip_range, unbounded)
+        return -(ratio.clamp(lowest, highest) * advantages).mean()
 
     def value_loss(self, values: th.Tensor, batch: Batch) -> th.Tensor:
         """mean (V - R)^2, V held within the clip range of V_old where there is one (as SB3: the clipped error alone).

@@ -44,12 +44,16 @@ class RunningMoments(nn.Module):
         self.var.copy_(m2 / total)
         self.count.copy_(total)
 
+    def location_and_scale(self) -> tuple[th.Tensor, th.Tensor]:
+        """Mean and 1 / std, float32 copies."""
+        return self.mean.float(), (self.var + EPSILON).rsqrt().float()
+
     def standardizer(self, clip: float) -> Callable[[th.Tensor], th.Tensor]:
         """The function x -> (x - mean) / std, float32, clipped to +-``clip``, with the moments of this moment.
 
         Float32 copies of the moments are made here, once, and not at every call of the function.
         """
-        mean, scale = self.mean.float(), (self.var + EPSILON).rsqrt().float()
+        mean, scale = self.location_and_scale()
         return lambda values: ((values - mean) * scale).clamp_(-clip, clip)
 
 

@@ -190,8 +190,9 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         self.rollout.reset()
         callback.on_rollout_start()
         check_finite(self._last_obs, "observation", self.num_timesteps)
-        self._standardize = self.policy.standardizer()
-        self._noise = self.policy.action_dist.draw_noise((self.n_steps, env.num_envs), self.device)
+        self._standardize, self._sample = self.policy.standardizer(), self.policy.sampler()
+        noise = self.policy.action_dist.draw_noise((self.n_steps, env.num_envs), self.device)
+        self._noise = noise.numpy() if noise.device.type == "cpu" else noise
         parts = _parts(env)
         ahead = len(parts) > 1
         for part in parts:
@@ -215,17 +216,11 @@ class OnPolicyAgent(OnPolicyAlgorithm):
 
     def _send(self, part: _Part, t: int) -> None:
         """Choose the actions of step t for a part of the environments and set it going."""
-        observations = part.of(self._last_obs)
-        actions = self._act(self.rollout.observe(t, part.envs, observations), self._noise[t, part.envs])
+        observations = self.rollout.observe(t, part.envs, part.of(self._last_obs))
+        actions = self._sample(observations, self._noise[t, part.envs])
         self.rollout.act(t, part.envs, actions)
-        part.env.step_async(self._to_env(actions.cpu().numpy()))
+        part.env.step_async(self._to_env(actions))
         part.under_way = True
-
-    @th.inference_mode()
-    def _act(self, observations: Any, noise: th.Tensor) -> th.Tensor:
-        """Sample actions (n, *act) for raw observations on the device."""
-        actions = self.policy.distribution_at(self._standardize(observations)).from_noise(noise)
-        return actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     def _receive(self, part: _Part, t: int) -> list[dict[str, Any]]:
         """Wait for a part of the environments and store what came of its step t."""
@@ -252,7 +247,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         """What the environment is given: the sampled action, clipped where the space is a box."""
         if isinstance(self.action_space, spaces.Box):
             return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
-        return actions.copy()
+        return actions
 
     @th.no_grad()
     def _value_rollout(self) -> tuple[th.Tensor, th.Tensor]:
@@ -354,7 +349,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         return self
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout", "update", "policy_update", "value_update", "_standardize", "_noise"]
+        return [*super()._excluded_save_params(), "rollout", "update", "policy_update", "value_update", "_standardize", "_sample", "_noise"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "reward_scaler"], []

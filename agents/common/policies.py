@@ -5,22 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor, CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
+from .acting import OBSERVATION_CLIP, Sampler, dense_sampler, is_vector
 from .distributions import action_distribution
 from .normalization import RunningMoments
-
-OBSERVATION_CLIP = 10.0
-
-
-def is_vector(space: spaces.Space[Any]) -> bool:
-    """Whether observations are plain float vectors (images, dicts and discrete spaces are not)."""
-    return isinstance(space, spaces.Box) and len(space.shape) == 1 and space.dtype.kind == "f"
-
 
 class NormalizedActorCriticPolicy(ActorCriticPolicy):
     """:class:`ActorCriticPolicy` whose networks see (observation - mean) / std, clipped to +-10.
@@ -77,6 +71,30 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
 
     def predict_values(self, obs: PyTorchObs) -> th.Tensor:
         return super().predict_values(self.standardizer()(obs))
+
+    # ------------------------------------------------------------------ acting
+
+    def sampler(self) -> Sampler:
+        """(raw observations (n, *obs), noise (n, *)) -> actions (n, *act) on the host, with the weights of this moment.
+
+        What a rollout calls at every step. On the CPU dense layers are evaluated by numpy where :func:`dense_sampler`
+        knows how; :meth:`sample` is the reference.
+        """
+        return dense_sampler(self) or self.sample
+
+    @th.inference_mode()
+    def sample(self, observations: Any, noise: Any) -> np.ndarray:
+        """Actions through SB3's distribution.
+
+        :param observations: raw, arrays or tensors, or a dict of them
+        :param noise: of ``action_dist.draw_noise``, array or tensor
+        """
+        if isinstance(observations, dict):
+            observations = {key: th.as_tensor(part, device=self.device) for key, part in observations.items()}
+        else:
+            observations = th.as_tensor(observations, device=self.device)
+        actions = self.get_distribution(observations).from_noise(th.as_tensor(noise, device=self.device))
+        return actions.cpu().numpy().reshape(-1, *self.action_space.shape)  # type: ignore[misc]
 
     # ------------------------------------------------------------------ standardised observations
 

@@ -11,6 +11,17 @@ from gymnasium import spaces
 Observations = th.Tensor | dict[str, th.Tensor]
 
 
+def _host_view(store: Any) -> Any:
+    if isinstance(store, dict):
+        return {key: _host_view(part) for key, part in store.items()}
+    return store.numpy() if store.device.type == "cpu" else store
+
+
+def _put(store: Any, place: tuple[int, slice], values: Any) -> Any:
+    store[place] = values if isinstance(store, np.ndarray) else th.as_tensor(values, device=store.device)
+    return store[place]
+
+
 class Rollout:
     """``n_steps`` steps of ``n_envs`` environments.
 
@@ -33,6 +44,8 @@ class Rollout:
         self.n_steps, self.n_envs, self.device = n_steps, n_envs, device
         self.observations = self._allocate(observation_space, n_steps)
         self.actions: th.Tensor = self._allocate(action_space, n_steps)  # type: ignore[assignment]
+        # On the CPU the same memory as arrays: writing a row there costs a tenth of what it costs through torch.
+        self._observations, self._actions = _host_view(self.observations), _host_view(self.actions)
         self.rewards = np.zeros((n_steps, n_envs), dtype=np.float32)
         self.dones = np.zeros((n_steps, n_envs), dtype=bool)
         self.timeouts: list[tuple[int, int, Any]] = []  # (t, env, terminal observation)
@@ -55,19 +68,15 @@ class Rollout:
 
         :param envs: which of the environments
         :param observations: their observations as the environment gave them, (n, *obs) or a dict of such
-        :return: the same on the device, as a view of the store
+        :return: the same where they are stored: tensors on a GPU, arrays on the CPU
         """
-        if isinstance(self.observations, dict):
-            return {key: self._put(store[t, envs], observations[key]) for key, store in self.observations.items()}
-        return self._put(self.observations[t, envs], observations)
+        if isinstance(self._observations, dict):
+            return {key: _put(store, (t, envs), observations[key]) for key, store in self._observations.items()}
+        return _put(self._observations, (t, envs), observations)
 
-    @staticmethod
-    def _put(place: th.Tensor, values: Any) -> th.Tensor:
-        return place.copy_(th.as_tensor(values))
-
-    def act(self, t: int, envs: slice, actions: th.Tensor) -> None:
+    def act(self, t: int, envs: slice, actions: np.ndarray) -> None:
         """Store the actions of step t, (n, *act), as the policy sampled them (unclipped)."""
-        self.actions[t, envs].copy_(actions)
+        _put(self._actions, (t, envs), actions)
 
     def outcome(
         self, t: int, envs: slice, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
