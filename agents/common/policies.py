@@ -14,6 +14,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 
 from .acting import OBSERVATION_CLIP, Sampler, dense_sampler, is_vector
 from .distributions import action_distribution
+from .flat_adam import FlatAdam
 from .normalization import RunningMoments
 
 class NormalizedActorCriticPolicy(ActorCriticPolicy):
@@ -25,7 +26,7 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
 
     :param normalize_observations: keep moments and use them; ignored unless observations are float vectors
     :param args: as in :class:`ActorCriticPolicy`
-    :param kwargs: as in :class:`ActorCriticPolicy`; Adam gets SB3's eps of 1e-5 and runs as one fused kernel
+    :param kwargs: as in :class:`ActorCriticPolicy`; the optimiser is Adam on one vector, with SB3's eps of 1e-5
     """
 
     def __init__(
@@ -38,7 +39,7 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         self.normalize_observations = normalize_observations and is_vector(observation_space)
-        if kwargs.get("optimizer_class", th.optim.Adam) is th.optim.Adam:
+        if kwargs.setdefault("optimizer_class", FlatAdam) in (FlatAdam, th.optim.Adam):
             kwargs["optimizer_kwargs"] = {"eps": 1e-5, "fused": True, **(kwargs.get("optimizer_kwargs") or {})}
         super().__init__(observation_space, action_space, lr_schedule, *args, **kwargs)
 

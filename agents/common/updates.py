@@ -11,6 +11,7 @@ from typing import Any
 import torch as th
 
 from .acceleration import CapturedCall
+from .flat_adam import FlatAdam
 
 # Name -> tensor (N, ...), a scalar tensor for what all samples share, or a dict of such.
 Batch = dict[str, Any]
@@ -65,6 +66,8 @@ class Update:
     ) -> None:
         self.loss, self.optimizer = loss, optimizer
         self.batch_size, self.max_grad_norm = batch_size, max_grad_norm
+        if isinstance(optimizer, FlatAdam):
+            optimizer.flatten()
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._epoch: Callable[[Batch], dict[str, th.Tensor]] = self.epoch
         if self.parameters[0].is_cuda:
@@ -106,6 +109,10 @@ class Update:
         """One step of the optimiser down the gradient of ``loss``, clipped."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        if self.max_grad_norm is not None:
+        if isinstance(self.optimizer, FlatAdam):
+            gradient = self.optimizer.gather()
+            if self.max_grad_norm is not None:
+                gradient.mul_((self.max_grad_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
+        elif self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.optimizer.step()
