@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from .common.divergences import bregman
 from .common.on_policy import OnPolicyAgent
 from .common.policies import NormalizedActorCriticPolicy
-from .common.updates import Batch, Update
+from .common.updates import Batch, Update, side_by_side
 
 
 class MDPOPolicy(NormalizedActorCriticPolicy):
@@ -231,10 +231,12 @@ class MDPO(OnPolicyAgent):
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.policy.optimizer, self.policy.value_optimizer])
         batch = self._rollout_batch()
-        info = self._improve_policy(batch)
-        info |= self.value_update.run({key: batch[key] for key in ("observations", "old_values", "returns")}, self.value_epochs)
+        of_value = {key: batch[key] for key in ("observations", "old_values", "returns")}
+        of_policy, info = side_by_side(
+            lambda: self._improve_policy(batch), lambda: self.value_update.run(of_value, self.value_epochs), self.device
+        )
         self._n_updates += self.policy_steps
-        self._record_update(info, batch)
+        self._record_update(of_policy | info, batch)
 
     def _improve_policy(self, batch: Batch) -> dict[str, th.Tensor]:
         advantages = batch["advantages"]

@@ -6,7 +6,8 @@ An update reads nothing back to the host. On a GPU an epoch is captured once as 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch as th
 
@@ -15,6 +16,7 @@ from .flat_adam import FlatAdam
 
 # Name -> tensor (N, ...), a scalar tensor for what all samples share, or a dict of such.
 Batch = dict[str, Any]
+T = TypeVar("T")
 Loss = Callable[[Batch], tuple[th.Tensor, dict[str, th.Tensor]]]
 
 
@@ -49,6 +51,19 @@ def in_chunks(function: Callable[[Any], th.Tensor], batch: Any, size: int = 4096
 def mean_of(infos: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
     """Means of named scalars."""
     return {key: th.stack([info[key].detach() for info in infos]).mean() for key in infos[0]}
+
+
+def side_by_side(first: Callable[[], T], second: Callable[[], T], device: th.device) -> tuple[T, T]:
+    """Results of two updates that share no parameters, on the CPU in two threads, elsewhere one after the other.
+
+    torch lets other threads run inside its operations, so the second core works too, and no thread ever spins. At most
+    one of the two may draw random numbers, or the seed would not fix the weights.
+    """
+    if device.type != "cpu":
+        return first(), second()
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(second)
+        return first(), other.result()
 
 
 class Update:
