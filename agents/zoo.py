@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from . import MDPO, OffPolicyMDPO
+from . import BPO, MDPO, R2VPO, OffPolicyMDPO
 
-NAMES: dict[str, type[BaseAlgorithm]] = {"mdpo": MDPO, "offpolicymdpo": OffPolicyMDPO}
+NAMES: dict[str, type[BaseAlgorithm]] = {"bpo": BPO, "mdpo": MDPO, "r2vpo": R2VPO, "offpolicymdpo": OffPolicyMDPO}
 
 
 def register() -> None:

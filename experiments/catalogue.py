@@ -11,11 +11,14 @@ if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
 OURS = {
+    "BPO": "tether.agents:BPO",
     "MDPO": "tether.agents:MDPO",
     "OffPolicyMDPO": "tether.agents:OffPolicyMDPO",
+    "PPO": "tether.agents:PPO",
+    "R2VPO": "tether.agents:R2VPO",
 }
 PEERS = {
-    "PPO": "stable_baselines3:PPO",
+    "SB3-PPO": "stable_baselines3:PPO",
     "SAC": "stable_baselines3:SAC",
     "TD3": "stable_baselines3:TD3",
     "DQN": "stable_baselines3:DQN",

@@ -175,6 +175,7 @@ class _Run:
             normalize=bool(self.arguments.get("normalize", False)),
             monitor_file=str(self.folder / ("monitor.csv" if segment == 0 else f"{segment}.monitor.csv")),
             env_kwargs=self.config.env_kwargs or None,
+            halves=self.config.agent in OURS,
         )
 
     def _make_model(self, env: VecEnv, checkpoint: Path | None) -> BaseAlgorithm:

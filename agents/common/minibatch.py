@@ -55,6 +55,9 @@ class MinibatchAgent(OnPolicyAgent):
         """Called after every epoch with the whole rollout and the epoch's means; True ends the update."""
         return False
 
+    def after_update(self, measured: dict[str, th.Tensor]) -> None:
+        """Called with what :meth:`measure` found when the epochs are done."""
+
     def train(self) -> None:
         """``n_epochs`` passes over the rollout."""
         self.policy.set_training_mode(True)
@@ -62,8 +65,10 @@ class MinibatchAgent(OnPolicyAgent):
         schedules = {key: th.tensor(value, device=self.device) for key, value in self.schedules().items()}
         batch = self._rollout_batch() | schedules
         info = self.update.run(batch, self.n_epochs, lambda means: self.after_epoch(batch, means))
+        measured = self.measure(batch)
+        self.after_update(measured)
         self._n_updates += self.n_epochs
-        self._record_update(info | self.measure(batch) | schedules, batch)
+        self._record_update(info | measured | schedules, batch)
 
     @th.no_grad()
     def measure(self, batch: Batch) -> dict[str, th.Tensor]:
