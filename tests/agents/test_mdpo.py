@@ -1,7 +1,5 @@
 """MDPO against the specification's independent checks (section 10 a, d, e, g, i, j) on the real losses."""
 
-import copy
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -26,6 +24,15 @@ def bandit_agent(**kwargs):
     return agent
 
 
+def mirror_batch(observations, actions, advantages, old, step_size):
+    """What `policy_loss` reads."""
+    with th.no_grad():
+        return {
+            "observations": observations, "actions": actions, "advantages": advantages,
+            "old": old.parameters, "old_log_prob": old.log_prob(actions), "step_size": th.tensor(step_size),
+        }  # fmt: skip
+
+
 def exact_batch():
     """Ten samples whose action frequencies are OLD: means over them are exact expectations under pi_k."""
     actions = th.tensor([0] + [1] * 2 + [2] * 3 + [3] * 4)
@@ -45,14 +52,14 @@ def test_mirror_step_reaches_the_closed_form(q, step_size, golden):
     agent = bandit_agent(tsallis_q=q)
     observations, actions, advantages = exact_batch()
     with th.no_grad():
-        old = copy.copy(agent.policy.get_distribution(observations))
-        old_log_prob = old.log_prob(actions)
+        old = agent.policy.get_distribution(observations)
+    batch = mirror_batch(observations, actions, advantages, old, step_size)
     bias = agent.policy.action_net.bias
     optimizer = th.optim.LBFGS([bias], max_iter=100, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def closure():
         optimizer.zero_grad()
-        loss, _ = agent.policy_loss(observations, actions, advantages, old, old_log_prob, step_size)
+        loss, _ = agent.policy_loss(batch)
         loss.backward()
         return loss
 
@@ -71,68 +78,64 @@ def after_rollout():
     callback = CallbackList([])
     callback.init_callback(agent)
     agent.collect_rollouts(agent.env, callback)
-    observations, actions = agent.rollout.flat_observations(), agent.rollout.flat_actions()
+    batch = agent._rollout_batch()
     advantages = th.randn(256, generator=th.Generator().manual_seed(0))
     advantages = (advantages - advantages.mean()) / advantages.std(unbiased=False)
     with th.no_grad():
-        old = copy.copy(agent.policy.get_distribution(observations))
-        old_log_prob = old.log_prob(actions)
-    return agent, observations, actions, advantages, old, old_log_prob
+        old = agent.policy.distribution_at(batch["observations"])
+    return agent, mirror_batch(batch["observations"], batch["actions"], advantages, old, 1.0)
 
 
 def gradient(agent, loss):
-    parameters = agent.policy.optimizer.param_groups[0]["params"]
-    return th.cat([g.flatten() for g in th.autograd.grad(loss, parameters)])
+    return th.cat([g.flatten() for g in th.autograd.grad(loss, agent.policy.optimizer.trained)])
 
 
 @pytest.mark.parametrize("step_size", [1.0, 0.01])
 def test_at_the_old_policy_the_step_is_vanilla_policy_gradient(after_rollout, step_size):
     """10 d: ratio 1, KL 0 with zero gradient, grad L = -grad mean(A log pi) = PPO's, whatever t_k."""
-    agent, observations, actions, advantages, old, old_log_prob = after_rollout
-    loss, info = agent.policy_loss(observations, actions, advantages, old, old_log_prob, step_size)
+    agent, batch = after_rollout
+    advantages, old_log_prob = batch["advantages"], batch["old_log_prob"]
+    loss, info = agent.policy_loss({**batch, "step_size": th.tensor(step_size)})
     ours = gradient(agent, loss)
     assert abs(info["trust_region"].item()) < 1e-6
-    log_prob = agent.policy.get_distribution(observations).log_prob(actions)
+    log_prob = agent.policy.distribution_at(batch["observations"]).log_prob(batch["actions"])
     assert th.equal(log_prob.detach(), old_log_prob)  # the ratio is one to the last bit
     vanilla = gradient(agent, -(advantages * log_prob).mean())
     assert (ours - vanilla).abs().max() < 1e-6
 
-    _, log_prob, _ = agent.policy.evaluate_actions(observations, actions)
+    _, log_prob, _ = agent.policy.evaluate_actions(agent.rollout.flat_observations(), batch["actions"])
     ratio = th.exp(log_prob - old_log_prob)
     ppo = -th.min(advantages * ratio, advantages * ratio.clamp(0.8, 1.2)).mean()
     assert (ours - gradient(agent, ppo)).abs().max() < 1e-6
 
 
 def test_divergence_weighs_one_over_the_step_size(after_rollout):
-    agent, observations, actions, advantages, old, old_log_prob = after_rollout
+    agent, batch = after_rollout
     with th.no_grad():
-        for p in agent.policy.optimizer.param_groups[0]["params"]:
+        for p in agent.policy.optimizer.trained:
             p.add_(0.05 * th.randn_like(p))
-    batch = (observations, actions, advantages, old, old_log_prob)
-    (one, info), (half, _) = agent.policy_loss(*batch, 1.0), agent.policy_loss(*batch, 0.5)
+    (one, info), (half, _) = (agent.policy_loss({**batch, "step_size": th.tensor(t)}) for t in (1.0, 0.5))
     assert info["trust_region"].item() > 1e-3
     assert (half - one).item() == pytest.approx(info["trust_region"].item(), rel=1e-4)
-    ratio = th.exp(agent.policy.get_distribution(observations).log_prob(actions) - old_log_prob)
-    assert info["policy_gradient_loss"].item() == pytest.approx(-(ratio * advantages).mean().item(), rel=1e-5)
+    ratio = th.exp(agent.policy.distribution_at(batch["observations"]).log_prob(batch["actions"]) - batch["old_log_prob"])
+    assert info["policy_gradient_loss"].item() == pytest.approx(-(ratio * batch["advantages"]).mean().item(), rel=1e-5)
 
 
 def test_gradient_by_finite_differences(after_rollout, monkeypatch):
     """The whole policy loss in float64 against central differences along random directions."""
-    agent, observations, actions, advantages, *_ = after_rollout
-    # SB3 casts observations to float32 on the way in, and so does the normaliser: both step aside here.
+    agent, batch = after_rollout
+    # SB3 casts observations to float32 on the way in: that steps aside here.
     monkeypatch.setattr("stable_baselines3.common.policies.preprocess_obs", lambda obs, *_, **__: obs)
-    agent.policy.moments = None
     policy = agent.policy.double()
-    observations, actions, advantages = (x.double() for x in (observations, actions, advantages))
+    observations, actions, advantages = (batch[key].double() for key in ("observations", "actions", "advantages"))
+    parameters = policy.optimizer.trained
     with th.no_grad():
-        old = copy.copy(policy.get_distribution(observations))
-        old_log_prob = old.log_prob(actions)
-        parameters = policy.optimizer.param_groups[0]["params"]
+        batch = mirror_batch(observations, actions, advantages, policy.distribution_at(observations), 0.3)
         for p in parameters:
             p.add_(0.02 * th.randn_like(p))
 
     def loss():
-        return agent.policy_loss(observations, actions, advantages, old, old_log_prob, 0.3)[0]
+        return agent.policy_loss(batch)[0]
 
     analytic = gradient(agent, loss())
     for seed in range(5):
@@ -177,22 +180,30 @@ def test_schedule_follows_the_training():
     assert seen == [0.3, 0.3]
 
 
+def watch_steps(agent):
+    """Counts the steps of both updates."""
+    counts = {"policy": 0, "value": 0}
+    for name, update in (("policy", agent.policy_update), ("value", agent.value_update)):
+
+        def step(loss, name=name, plain=update.step):
+            counts[name] += 1
+            plain(loss)
+
+        update.step = step
+    return counts
+
+
 def test_update_counters():
     """10 i: m = 10 policy steps, and 5 x 16 = 80 value steps per 2048 samples; the first policy step starts at KL = 0."""
-    steps = {"policy": 0, "value": 0}
-    divergences = []
+    agent = MDPO("MlpPolicy", "CartPole-v1", seed=0)
+    steps, divergences, plain = watch_steps(agent), [], agent.policy_update.loss
 
-    class Watched(MDPO):
-        def _step(self, optimizer, loss, max_grad_norm=None):
-            steps["policy" if optimizer is self.policy.optimizer else "value"] += 1
-            super()._step(optimizer, loss, max_grad_norm)
+    def watched(batch):
+        loss, info = plain(batch)
+        divergences.append(info["trust_region"].item())
+        return loss, info
 
-        def policy_loss(self, *args):
-            loss, info = super().policy_loss(*args)
-            divergences.append(info["trust_region"].item())
-            return loss, info
-
-    agent = Watched("MlpPolicy", "CartPole-v1", seed=0)
+    agent.policy_update.loss = watched
     agent.learn(2048)
     assert steps == {"policy": 10, "value": 80}
     assert agent._n_updates == 10
@@ -202,7 +213,7 @@ def test_update_counters():
 
 def test_policy_and_value_have_no_common_parameters():
     policy = MDPO("MlpPolicy", "Pendulum-v1", seed=0).policy
-    groups = [{id(p) for p in o.param_groups[0]["params"]} for o in (policy.optimizer, policy.value_optimizer)]
+    groups = [{id(p) for p in o.trained} for o in (policy.optimizer, policy.value_optimizer)]
     assert not groups[0] & groups[1]
     assert groups[0] | groups[1] == {id(p) for p in policy.parameters()}
     assert [o.param_groups[0]["eps"] for o in (policy.optimizer, policy.value_optimizer)] == [1e-5, 1e-8]
@@ -225,39 +236,38 @@ def test_value_clip():
     """10 j: within the range plain MSE; beyond it no gradient where the clipped branch is larger, else 2 (V - R) / B."""
     agent = MDPO("MlpPolicy", "Pendulum-v1", n_steps=128, seed=0)
     observations = th.randn(64, 3)
-    values = agent.policy.predict_values(observations).flatten()
+    values = agent.policy.values_at(observations)
     seen = {}
-    values_fn = agent.policy.predict_values
+    values_fn = agent.policy.values_at
 
     def spied(obs):
         seen["values"] = values_fn(obs)
         seen["values"].retain_grad()
         return seen["values"]
 
-    agent.policy.predict_values = spied
+    def value_loss(old_values, returns):
+        return agent.value_loss({"observations": observations, "old_values": old_values, "returns": returns})[0]
+
+    agent.policy.values_at = spied
     near = values.detach() + 0.1
     returns = th.randn(64)
-    assert agent.value_loss(observations, near, returns).item() == pytest.approx(
-        (values - returns).square().mean().item(), rel=1e-6
-    )
+    assert value_loss(near, returns).item() == pytest.approx((values - returns).square().mean().item(), rel=1e-6)
     # V is far above V_old. With R above V the clipped error is larger: no gradient. With R below V_old the plain one is.
     far = values.detach() - 1.0
     above, below = values.detach() + 2.0, values.detach() - 2.0
-    agent.value_loss(observations, far, above).backward()
+    value_loss(far, above).backward()
     assert seen["values"].grad.abs().max().item() == 0.0
-    agent.value_loss(observations, far, below).backward()
+    value_loss(far, below).backward()
     assert seen["values"].grad.flatten().tolist() == pytest.approx([2 * 2.0 / 64] * 64, rel=1e-4)
     agent.clip_range_vf = None
-    assert agent.value_loss(observations, far, above).item() == pytest.approx(4.0, rel=1e-5)
+    assert value_loss(far, above).item() == pytest.approx(4.0, rel=1e-5)
 
 
 def test_last_partial_value_batch_is_dropped():
     agent = MDPO("MlpPolicy", Identity(spaces.Discrete(2)), n_steps=300, seed=0)
-    count = []
-    step = agent._step
-    agent._step = lambda optimizer, loss, max_grad_norm=None: (count.append(optimizer), step(optimizer, loss, max_grad_norm))
+    steps = watch_steps(agent)
     agent.learn(300)
-    assert sum(o is agent.policy.value_optimizer for o in count) == 5 * (300 // 128)
+    assert steps["value"] == 5 * (300 // 128)
 
 
 @pytest.mark.parametrize(

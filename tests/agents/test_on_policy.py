@@ -15,7 +15,12 @@ from tests.kit.worlds import Broken, Identity
 from tether.agents import MDPO
 from tether.agents.common.finite import NonFiniteError, check_finite, check_finite_info
 from tether.agents.common.normalization import RewardScaler, RunningMoments
-from tether.agents.common.rollout import generalized_advantage
+from tether.agents.common.advantages import discounted_sum, generalized_advantage
+
+
+def advantages_of(rewards, values, dones, gamma, gae_lambda):
+    tensors = (th.as_tensor(x) for x in (rewards, values, dones))
+    return generalized_advantage(*tensors, gamma, gae_lambda).numpy()
 
 
 def test_advantages_by_hand():
@@ -23,14 +28,27 @@ def test_advantages_by_hand():
     rewards = np.ones((2, 1), np.float32)
     values = np.array([[1.0], [2.0], [3.0]], np.float32)
     dones = np.zeros((2, 1), bool)
-    assert generalized_advantage(rewards, values, dones, 0.9, 0.5).ravel() == pytest.approx([1.8 + 0.45 * 1.7, 1.7])
+    assert advantages_of(rewards, values, dones, 0.9, 0.5).ravel() == pytest.approx([1.8 + 0.45 * 1.7, 1.7])
     dones[0] = True  # V of the next episode must not leak into this one
-    assert generalized_advantage(rewards, values, dones, 0.9, 0.5).ravel() == pytest.approx([0.0, 1.7])
+    assert advantages_of(rewards, values, dones, 0.9, 0.5).ravel() == pytest.approx([0.0, 1.7])
 
 
-def test_advantages_equal_sb3s():
+@pytest.mark.parametrize("t", [1, 2, 3, 37, 64])
+def test_scan_equals_the_plain_loop(t):
+    """y_t = x_t + c_t y_{t+1}, for lengths that are powers of two and others, in double precision."""
+    rng = np.random.default_rng(t)
+    x, c = rng.normal(size=(t, 3)), rng.uniform(0.0, 1.1, (t, 3)) * (rng.random((t, 3)) > 0.1)
+    expected, running = np.empty_like(x), np.zeros(3)
+    for i in reversed(range(t)):
+        running = x[i] + c[i] * running
+        expected[i] = running
+    assert discounted_sum(th.as_tensor(x), th.as_tensor(c)).numpy() == pytest.approx(expected, rel=1e-12, abs=1e-12)
+
+
+@pytest.mark.parametrize("t", [40, 2048])
+def test_advantages_equal_sb3s(t):
     rng = np.random.default_rng(0)
-    t, n = 40, 3
+    n = 3
     rewards, values = rng.normal(size=(t, n)).astype(np.float32), rng.normal(size=(t + 1, n)).astype(np.float32)
     dones = rng.random((t, n)) < 0.15
     space = spaces.Box(-1, 1, (1,))
@@ -40,7 +58,7 @@ def test_advantages_equal_sb3s():
         zeros = np.zeros((n, 1), np.float32)
         buffer.add(zeros, zeros, rewards[i], starts[i], th.as_tensor(values[i]), th.zeros(n))
     buffer.compute_returns_and_advantage(th.as_tensor(values[-1]), dones[-1])
-    assert generalized_advantage(rewards, values, dones, 0.99, 0.95) == pytest.approx(buffer.advantages, abs=1e-5)
+    assert advantages_of(rewards, values, dones, 0.99, 0.95) == pytest.approx(buffer.advantages, abs=1e-5)
 
 
 def test_moments_equal_sb3s():
@@ -54,7 +72,7 @@ def test_moments_equal_sb3s():
     assert ours.var.numpy() == pytest.approx(oracle.var, rel=1e-12)
     values = rng.normal(5.0, 100.0, size=(4, 3))
     expected = np.clip((values - oracle.mean) / np.sqrt(oracle.var + 1e-8), -10, 10)
-    assert ours.standardize(th.as_tensor(values), 10.0).numpy() == pytest.approx(expected, rel=1e-5)
+    assert ours.standardizer(10.0)(th.as_tensor(values)).numpy() == pytest.approx(expected, rel=1e-5)
 
 
 def test_scaled_rewards_use_the_std_of_vecnormalizes_returns():
@@ -65,7 +83,7 @@ def test_scaled_rewards_use_the_std_of_vecnormalizes_returns():
     scaler = RewardScaler(2, 0.9)
     for start in (0, 10):  # two rollouts: the return goes on over their border
         part = slice(start, start + 10 if start == 0 else 30)
-        scaled = scaler.scale(rewards[part], dones[part])
+        scaled = scaler.scale(th.as_tensor(rewards[part]), th.as_tensor(dones[part])).numpy()
     for r, d in zip(rewards, dones, strict=True):
         venv._update_reward(r)
         venv.returns[d] = 0
@@ -115,7 +133,7 @@ def value(agent, observation):
 def test_bootstrapping_at_time_limits(truncate, time_limits):
     """The last step of an episode: r + gamma V(terminal) - V only where a time limit cut it and the switch says so."""
     agent = rollout_of(DummyVecEnv([lambda: Ramp(truncate=truncate)]), time_limits=time_limits)
-    values, advantages = agent._value_rollout()
+    values, advantages = (x.numpy() for x in agent._value_rollout())
     assert agent.rollout.flat_observations()[:5].flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 0.0]
     assert values[2, 0] == pytest.approx(value(agent, 2.0), abs=1e-6)
     bootstrap = 0.9 * value(agent, 4.0) if truncate and time_limits == "correct" else 0.0
@@ -162,8 +180,9 @@ def test_transition_is_kept_when_a_callback_stops():
 
     agent = MDPO("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0)
     agent.learn(512, callback=Stop())
-    assert agent.num_timesteps == agent.rollout.position == 50
+    assert agent.num_timesteps == 50
     assert np.abs(agent.rollout.rewards[49]).max() > 0.0
+    assert not agent.rollout.rewards[50:].any()
 
 
 @pytest.mark.parametrize("what", ["reward", "observation"])

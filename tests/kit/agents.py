@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from tether.agents import MDPO, OffPolicyMDPO
+from tether.agents import BPO, MDPO, PPO, R2VPO, OffPolicyMDPO
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,20 @@ class Subject:
         return self.cls(policy, env, **{"seed": 0, "device": "cpu", **self.small, **kwargs})
 
 
+ALL_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+SMALL = {"n_steps": 128, "policy_kwargs": {"net_arch": [16]}}
+IDENTITY = {"n_steps": 256, "learning_rate": 3e-3, "gamma": 0.5}
+
 SUBJECTS = [
+    Subject(BPO, small=SMALL, learns={**IDENTITY, "gae_lambda": 0.5}, steps=6_000, spaces=ALL_SPACES),
+    Subject(PPO, small=SMALL, learns=IDENTITY, steps=6_000, spaces=ALL_SPACES),
+    Subject(R2VPO, small=SMALL, learns={**IDENTITY, "delta": 0.1}, steps=6_000, spaces=ALL_SPACES),
     Subject(
         MDPO,
-        small={"n_steps": 128, "policy_kwargs": {"net_arch": [16]}},
+        small=SMALL,
         learns={"n_steps": 256, "policy_steps": 20, "learning_rate": 3e-3, "step_size": 1.0, "gamma": 0.5},
         steps=6_000,
-        spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        spaces=ALL_SPACES,
     ),
     Subject(
         OffPolicyMDPO,
