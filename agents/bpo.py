@@ -7,6 +7,7 @@ checks in ``tests/agents/test_bpo.py``. Where text and code disagree, the commen
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from typing import Any, ClassVar
@@ -72,7 +73,7 @@ class BPOPolicy(NormalizedActorCriticPolicy):
         arch = self.net_arch
         sizes = [self.mlp_extractor.latent_dim_vf, *(arch["pi"] if isinstance(arch, dict) else arch)]
         layers: list[nn.Module] = []
-        for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True):
+        for n_in, n_out in itertools.pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), self.activation_fn()]
         self.median_net = nn.Sequential(*layers, nn.Linear(sizes[-1], 1))
         if self.ortho_init:
@@ -191,7 +192,8 @@ class BPO(MinibatchAgent):
             raise ValueError(f"clip_range (eps) must lie in (0, 1], so that ratios stay positive, not {clip_range}.")
         if ratio_bounds is not None and not 0.0 <= ratio_bounds[0] < 1.0 < ratio_bounds[1]:
             raise ValueError(
-                f"ratio_bounds must straddle 1, the ratio of an unchanged policy: 0 <= c_l < 1 < c_h, not {tuple(ratio_bounds)}."
+                f"ratio_bounds must straddle 1, the ratio of an unchanged policy, and not be {tuple(ratio_bounds)}: "
+                "choose 0 <= c_l < 1 < c_h."
             )
         if median_temperature != "lambda" and not (isinstance(median_temperature, (int, float)) and median_temperature > 0.0):
             raise ValueError(f"median_temperature must be 'lambda' or a positive number, not {median_temperature!r}.")

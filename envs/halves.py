@@ -37,7 +37,7 @@ class HalvesVecEnv(VecEnv):
 
     def reset(self) -> np.ndarray:
         """First observations of all environments, (n_envs, *obs)."""
-        return np.concatenate([half.reset() for half in self._halves])  # type: ignore[misc]
+        return np.concatenate([half.reset() for half in self._halves])
 
     def step_async(self, actions: np.ndarray) -> None:
         """Send every environment its action."""
@@ -48,7 +48,7 @@ class HalvesVecEnv(VecEnv):
     def step_wait(self) -> VecEnvStepReturn:
         """Observations, rewards, dones and infos of all environments."""
         (obs, rewards, dones, infos), (obs2, rewards2, dones2, infos2) = (half.step_wait() for half in self._halves)
-        joined = (np.concatenate([obs, obs2]), np.concatenate([rewards, rewards2]), np.concatenate([dones, dones2]))  # type: ignore[list-item]
+        joined = (np.concatenate([obs, obs2]), np.concatenate([rewards, rewards2]), np.concatenate([dones, dones2]))
         return *joined, [*infos, *infos2]
 
     def close(self) -> None:
@@ -72,9 +72,8 @@ class HalvesVecEnv(VecEnv):
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kw: Any) -> list[Any]:
         """Call a method of each chosen environment."""
-        return [
-            value for half, own in self._split(indices) for value in half.env_method(method_name, *method_args, indices=own, **kw)
-        ]
+        parts = self._split(indices)
+        return [value for half, own in parts for value in half.env_method(method_name, *method_args, indices=own, **kw)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether each environment has the wrapper; a half inside ``VecMonitor`` counts as monitored."""

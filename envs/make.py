@@ -112,7 +112,7 @@ def make_vec(
     logger.info("%s: %d environment(s) on backend '%s'", env_id, n_envs, chosen)
     suite = _suite_of(env_id)
     kwargs = {**suite.vec_arguments, **(env_kwargs or {})}
-    stack = suite.frame_stack if frame_stack is None else frame_stack
+    stack = frame_stack if frame_stack is not None else suite.frame_stack or 0
     if halves and chosen == "envpool" and n_envs % 2 == 0 and normalize is False:
         threads = max(1, (num_threads or available_cores()) // 2)
         pools = [_monitored(_make_pool(env_id, n_envs // 2, threads, dict(kwargs)), path) for path in (monitor_file, None)]

@@ -30,19 +30,19 @@ class Gaussian(DiagGaussianDistribution):
     mean: th.Tensor
     log_std: th.Tensor
 
-    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> Gaussian:  # type: ignore[override]
+    def proba_distribution(self, mean_actions: th.Tensor, log_std: th.Tensor) -> Gaussian:
         """The distribution with these parameters, a new object."""
         new = copy.copy(self)
         new.mean, new.log_std = mean_actions, log_std
         return new
 
     @property
-    def distribution(self) -> th.distributions.Normal:  # type: ignore[override]
+    def distribution(self) -> th.distributions.Normal:
         """As torch's object, made when asked for: the losses do without it."""
         return th.distributions.Normal(self.mean, self.log_std.exp().expand_as(self.mean), validate_args=False)
 
     @distribution.setter
-    def distribution(self, _: None) -> None:
+    def distribution(self, _: Any) -> None:
         """SB3's constructor clears it."""
 
     @property
@@ -85,7 +85,7 @@ def _minus_log_exponential(shape: tuple[int, ...], device: th.device) -> th.Tens
 class Categorical(CategoricalDistribution):
     """One of n actions; the parameter is action_logits (B, n)."""
 
-    def proba_distribution(self, action_logits: th.Tensor) -> Categorical:  # type: ignore[override]
+    def proba_distribution(self, action_logits: th.Tensor) -> Categorical:
         """The distribution with these logits, a new object."""
         new = copy.copy(self)
         new.distribution = th.distributions.Categorical(logits=action_logits, validate_args=False)
@@ -117,7 +117,7 @@ class Categorical(CategoricalDistribution):
 class MultiCategorical(MultiCategoricalDistribution):
     """Several independent categorical actions; the parameter is action_logits (B, sum of n)."""
 
-    def proba_distribution(self, action_logits: th.Tensor) -> MultiCategorical:  # type: ignore[override]
+    def proba_distribution(self, action_logits: th.Tensor) -> MultiCategorical:
         """The distribution with these logits, a new object."""
         new = copy.copy(self)
         parts = action_logits.split(list(self.action_dims), dim=-1)
@@ -148,7 +148,7 @@ class MultiCategorical(MultiCategoricalDistribution):
 class Bernoulli(BernoulliDistribution):
     """Independent binary actions; the parameter is action_logits (B, d)."""
 
-    def proba_distribution(self, action_logits: th.Tensor) -> Bernoulli:  # type: ignore[override]
+    def proba_distribution(self, action_logits: th.Tensor) -> Bernoulli:
         """The distribution with these logits, a new object."""
         new = copy.copy(self)
         new.distribution = th.distributions.Bernoulli(logits=action_logits, validate_args=False)
@@ -185,5 +185,5 @@ def action_distribution(space: spaces.Space[Any]) -> Distribution:
     if isinstance(space, spaces.MultiDiscrete):
         return MultiCategorical(list(space.nvec))
     if isinstance(space, spaces.MultiBinary):
-        return Bernoulli(int(space.n))
+        return Bernoulli(int(space.shape[0]))
     raise NotImplementedError(f"There is no action distribution for {space}.")

@@ -12,7 +12,8 @@ class FlatAdam(th.optim.Adam):
     """:class:`torch.optim.Adam` whose parameters :meth:`flatten` makes views of one vector, with the same numbers.
 
     After it, use the four methods below in the order of their appearance; gradients live in the parameters until
-    :meth:`gather`. Weights must be written in place from then on (as ``load_state_dict`` does).
+    :meth:`gather`. Weights must be written in place from then on (as ``load_state_dict`` does). A deep copy of a
+    policy acts as ever, but only the original is trained.
 
     :param params: parameters of one group
     :param kwargs: as torch's

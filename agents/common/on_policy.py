@@ -23,6 +23,7 @@ from .rollout import Rollout
 from .threads import torch_threads
 from .updates import Batch, in_chunks
 
+
 @dataclass
 class _Part:
     """Environments that are stepped together: all of them, or one of two halves."""
@@ -191,7 +192,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         callback.on_rollout_start()
         check_finite(self._last_obs, "observation", self.num_timesteps)
         self._standardize, self._sample = self.policy.standardizer(), self.policy.sampler()
-        noise = self.policy.action_dist.draw_noise((self.n_steps, env.num_envs), self.device)
+        noise = self.policy.draw_noise((self.n_steps, env.num_envs))
         self._noise = noise.numpy() if noise.device.type == "cpu" else noise
         parts = _parts(env)
         ahead = len(parts) > 1
@@ -349,7 +350,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         return self
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "rollout", "update", "policy_update", "value_update", "_standardize", "_sample", "_noise"]
+        own = ["rollout", "update", "policy_update", "value_update", "_standardize", "_sample", "_noise"]
+        return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "policy.optimizer", "reward_scaler"], []

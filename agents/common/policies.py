@@ -17,6 +17,7 @@ from .distributions import action_distribution
 from .flat_adam import FlatAdam
 from .normalization import RunningMoments
 
+
 class NormalizedActorCriticPolicy(ActorCriticPolicy):
     """:class:`ActorCriticPolicy` whose networks see (observation - mean) / std, clipped to +-10.
 
@@ -75,6 +76,10 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
 
     # ------------------------------------------------------------------ acting
 
+    def draw_noise(self, shape: tuple[int, ...]) -> th.Tensor:
+        """What :meth:`sampler` turns into actions, (*shape, *)."""
+        return self.action_dist.draw_noise(shape, self.device)  # type: ignore[attr-defined]
+
     def sampler(self) -> Sampler:
         """(raw observations (n, *obs), noise (n, *)) -> actions (n, *act) on the host, with the weights of this moment.
 
@@ -88,7 +93,7 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
         """Actions through SB3's distribution.
 
         :param observations: raw, arrays or tensors, or a dict of them
-        :param noise: of ``action_dist.draw_noise``, array or tensor
+        :param noise: of :meth:`draw_noise`, array or tensor
         """
         if isinstance(observations, dict):
             observations = {key: th.as_tensor(part, device=self.device) for key, part in observations.items()}

@@ -13,9 +13,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from tests.kit.worlds import Broken, Identity
 from tether.agents import MDPO
+from tether.agents.common.advantages import discounted_sum, generalized_advantage
 from tether.agents.common.finite import NonFiniteError, check_finite, check_finite_info
 from tether.agents.common.normalization import RewardScaler, RunningMoments
-from tether.agents.common.advantages import discounted_sum, generalized_advantage
 
 
 def advantages_of(rewards, values, dones, gamma, gae_lambda):
