@@ -23,7 +23,7 @@ train: $(VENV)/base
 	$(BIN)/tether train MDPO --env $(ENV) --steps $(STEPS) --out $(OUT)
 	$(BIN)/tether evaluate $(OUT)/$(ENV)/MDPO/seed-0
 	$(BIN)/tether report $(OUT)/$(ENV)/MDPO/seed-0 results/measured --env $(ENV) --out $(OUT)/$(ENV)
-	$(BIN)/tether bench on-policy --env $(ENV)
+	$(BIN)/tether bench on-policy --env $(ENV) --rounds 3 --only MDPO 'SB3 PPO, defaults'
 	@echo
 	@echo "Curves: $(BIN)/tensorboard --logdir $(OUT)   then open the address it prints."
 

@@ -137,6 +137,8 @@ class BPO(MinibatchAgent):
     :param max_grad_norm: global norm to which gradients are clipped
     :param normalize_observations: running moments of vector observations, inside the policy (the authors have none)
     :param time_limits: "correct" bootstraps at time limits (as the authors' code), "paper" does not
+    :param compile_loss: run losses through ``torch.compile``: updates take a quarter less time, after some 10 to 30 seconds
+        once; needs a C++ compiler. Pays from about a million steps on
     :param use_sde: not supported, must be False
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` averages
     :param tensorboard_log: folder of TensorBoard logs
@@ -177,6 +179,7 @@ class BPO(MinibatchAgent):
         max_grad_norm: float = 1.0,
         normalize_observations: bool = False,
         time_limits: str = "correct",
+        compile_loss: bool = False,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -213,6 +216,7 @@ class BPO(MinibatchAgent):
             normalize_observations=normalize_observations,
             normalize_rewards=False,
             time_limits=time_limits,
+            compile_loss=compile_loss,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             use_sde=use_sde,

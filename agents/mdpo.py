@@ -96,6 +96,8 @@ class MDPO(OnPolicyAgent):
     :param normalize_observations: running moments of vector observations, inside the policy
     :param normalize_rewards: rewards divided by the running std of the discounted return
     :param time_limits: "correct" bootstraps at time limits, "paper" does not (as the authors' code)
+    :param compile_loss: run losses through ``torch.compile``: updates take a quarter less time, after some 10 to 30 seconds
+        once; needs a C++ compiler. Pays from about a million steps on
     :param use_sde: not supported, must be False
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` averages
     :param tensorboard_log: folder of TensorBoard logs
@@ -132,6 +134,7 @@ class MDPO(OnPolicyAgent):
         normalize_observations: bool = True,
         normalize_rewards: bool = True,
         time_limits: str = "correct",
+        compile_loss: bool = False,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -164,6 +167,7 @@ class MDPO(OnPolicyAgent):
             normalize_observations=normalize_observations,
             normalize_rewards=normalize_rewards,
             time_limits=time_limits,
+            compile_loss=compile_loss,
             use_sde=use_sde,
             stats_window_size=stats_window_size,
             tensorboard_log=tensorboard_log,
@@ -183,8 +187,9 @@ class MDPO(OnPolicyAgent):
                 f"{self.value_batch_size}: collect more steps or lower value_batch_size."
             )
         super()._setup_model()
-        self.policy_update = Update(self.policy_loss, self.policy.optimizer, None, self.max_grad_norm)
-        self.value_update = Update(self.value_loss, self.policy.value_optimizer, self.value_batch_size, None)
+        optimizer, of_value = self.policy.optimizer, self.policy.value_optimizer
+        self.policy_update = Update(self.policy_loss, optimizer, None, self.max_grad_norm, self.compile_loss)
+        self.value_update = Update(self.value_loss, of_value, self.value_batch_size, None, self.compile_loss)
 
     # ------------------------------------------------------------------ the paper's equations
 

@@ -43,6 +43,8 @@ class PPO(MinibatchAgent):
     :param normalize_observations: running moments of vector observations, inside the policy
     :param normalize_rewards: rewards divided by the running std of the discounted return
     :param time_limits: "correct" bootstraps at time limits (as SB3), "paper" does not
+    :param compile_loss: run losses through ``torch.compile``: updates take a quarter less time, after some 10 to 30 seconds
+        once; needs a C++ compiler. Pays from about a million steps on
     :param use_sde: not supported, must be False
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` averages
     :param tensorboard_log: folder of TensorBoard logs
@@ -80,6 +82,7 @@ class PPO(MinibatchAgent):
         normalize_observations: bool = False,
         normalize_rewards: bool = False,
         time_limits: str = "correct",
+        compile_loss: bool = False,
         use_sde: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
@@ -107,6 +110,7 @@ class PPO(MinibatchAgent):
             normalize_observations=normalize_observations,
             normalize_rewards=normalize_rewards,
             time_limits=time_limits,
+            compile_loss=compile_loss,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
             use_sde=use_sde,

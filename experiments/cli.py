@@ -89,10 +89,13 @@ def _add_report(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    p = commands.add_parser("bench", help="training speed beside a peer in the same process")
+    p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
     p.add_argument("what", choices=("on-policy",))
-    p.add_argument("--env", default="HalfCheetah-v5", metavar="ID")
-    p.add_argument("--out", type=Path, metavar="FILE", help="also write the numbers there, as JSON")
+    p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
+    p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
+    p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
+    p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
+    p.add_argument("--out", type=Path, metavar="DIR", help="also write on-policy.md and on-policy.json there")
     p.set_defaults(run=_bench)
 
 
@@ -173,7 +176,8 @@ def _report(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from .bench import on_policy
 
-    print(on_policy(args.env, args.out))
+    command = shlex.join(["tether", *sys.argv[1:]])
+    print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
     return 0
 
 

@@ -37,7 +37,8 @@ class MinibatchAgent(OnPolicyAgent):
                 f"{self.n_envs} = {samples} samples: choose a divisor, so that every sample is used as often."
             )
         super()._setup_model()
-        self.update = Update(self.loss, self.policy.optimizer, self.batch_size, self.max_grad_norm)
+        optimizer = self.policy.optimizer
+        self.update = Update(self.loss, optimizer, self.batch_size, self.max_grad_norm, self.compile_loss)
 
     def loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """The scalar to minimise on a minibatch of :meth:`_rollout_batch` and :meth:`schedules`, and its named terms."""

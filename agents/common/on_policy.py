@@ -91,6 +91,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
     :param normalize_rewards: divide rewards by the running std of the discounted return, clip at 10
     :param time_limits: "correct" bootstraps with V(terminal observation) where an episode is cut by its time limit,
         "paper" takes the cut for a true end
+    :param compile_loss: run the losses through ``torch.compile``
     :param ent_coef: weight of an entropy bonus, for the losses that have one
     :param vf_coef: weight of the value loss, where one optimiser trains both networks
     :param supported_action_spaces: what the agent's losses can handle
@@ -112,6 +113,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         normalize_observations: bool,
         normalize_rewards: bool,
         time_limits: str,
+        compile_loss: bool = False,
         ent_coef: float = 0.0,
         vf_coef: float = 1.0,
         use_sde: bool = False,
@@ -161,6 +163,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             )
         self.normalize_rewards = normalize_rewards
         self.time_limits = time_limits
+        self.compile_loss = compile_loss
         if _init_setup_model:
             self._setup_model()
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import torch as th
 
-from .acceleration import CapturedCall
+from .acceleration import CapturedCall, CompiledCall
 from .flat_adam import FlatAdam
 
 # Name -> tensor (N, ...), a scalar tensor for what all samples share, or a dict of such.
@@ -74,12 +74,19 @@ class Update:
     :param optimizer: of the parameters that the loss trains
     :param batch_size: samples a step, drawn without replacement each epoch; None: the whole rollout, in its order
     :param max_grad_norm: gradients are clipped to this global norm; None: they are not
+    :param compile_loss: run the loss through ``torch.compile``
     """
 
     def __init__(
-        self, loss: Loss, optimizer: th.optim.Optimizer, batch_size: int | None, max_grad_norm: float | None
+        self,
+        loss: Loss,
+        optimizer: th.optim.Optimizer,
+        batch_size: int | None,
+        max_grad_norm: float | None,
+        compile_loss: bool = False,
     ) -> None:
-        self.loss, self.optimizer = loss, optimizer
+        self.loss: Loss = CompiledCall(loss) if compile_loss else loss
+        self.optimizer = optimizer
         self.batch_size, self.max_grad_norm = batch_size, max_grad_norm
         if isinstance(optimizer, FlatAdam):
             optimizer.flatten()

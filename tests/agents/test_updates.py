@@ -226,3 +226,25 @@ def test_distributions_equal_sb3s(space):
     assert th.equal(ours.mode(), theirs.mode())
     again = action_distribution(space).proba_distribution(**ours.parameters)
     assert again.log_prob(actions).tolist() == pytest.approx(ours.log_prob(actions).tolist(), abs=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cls", [PPO, BPO, R2VPO, MDPO])
+def test_compiled_losses_give_the_same_weights(cls):
+    """Two iterations: the same numbers to float32 rounding."""
+    plain, compiled = (make(cls, compile_loss=flag).learn(512) for flag in (False, True))
+    for a, b in zip(plain.policy.parameters(), compiled.policy.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-4
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
+    def no_compiler(batch):
+        raise RuntimeError("No working C++ compiler found\nand more")
+
+    monkeypatch.setattr(th, "compile", lambda function: no_compiler)
+    agent = make(PPO, compile_loss=True)
+    with pytest.warns(UserWarning, match=r"torch.compile failed \(No working C\+\+ compiler found\)") as caught:
+        agent.learn(512)
+    assert sum("torch.compile" in str(w.message) for w in caught) == 1
+    plain = make(PPO).learn(512)
+    assert all(th.equal(a, b) for a, b in zip(agent.policy.parameters(), plain.policy.parameters(), strict=True))
