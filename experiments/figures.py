@@ -22,6 +22,7 @@ COLOURS = {
     "BPO": "#e4572e",
     "GBPO": "#f08a24",
     "R2VPO": "#8b3fd1",
+    "PPO": "#4d5560",
     "HyperPP": "#1a9850",
     "GIRL": "#d6277f",
     "FMQ": "#c79a00",
@@ -29,7 +30,7 @@ COLOURS = {
     "OGSRL": "#9b2226",
 }
 PEERS = {
-    "PPO": "#4d5560",
+    "SB3-PPO": "#9a8c98",
     "TRPO": "#7a838e",
     "SAC": "#8d8377",
     "TD3": "#6e655a",

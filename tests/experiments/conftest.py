@@ -30,6 +30,7 @@ Tether = Callable[..., Outcome]
 SMALL = {
     "MDPO": ["n_steps=64", "value_batch_size=32", "policy_steps=2", "policy_kwargs.net_arch=[8]"],
     "PPO": ["n_steps=64", "batch_size=64", "n_epochs=2", "policy_kwargs.net_arch=[8]"],
+    "SB3-PPO": ["n_steps=64", "batch_size=64", "n_epochs=2", "policy_kwargs.net_arch=[8]"],
     "SAC": ["learning_starts=40", "batch_size=8", "train_freq=8", "policy_kwargs.net_arch=[8]"],
     "DQN": ["learning_starts=40", "batch_size=8", "train_freq=8", "gradient_steps=1", "policy_kwargs.net_arch=[8]"],
 }

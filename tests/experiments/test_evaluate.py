@@ -181,8 +181,8 @@ class TestRunFolders:
 
     def test_normaliser(self, refused, tether, short_run, tmp_path: Path) -> None:
         """An agent that was trained on normalised observations gets them, and its returns are the raw ones."""
-        assert tether(*short_run("PPO", "Pendulum-v1", tmp_path, steps=64, hp=("normalize=true",))).code == 0
-        folder = tmp_path / "Pendulum-v1/PPO/seed-0"
+        assert tether(*short_run("SB3-PPO", "Pendulum-v1", tmp_path, steps=64, hp=("normalize=true",))).code == 0
+        folder = tmp_path / "Pendulum-v1/SB3-PPO/seed-0"
         trained = load_trained(folder)
         env = trained.make_env(1, 0)
         assert isinstance(env, VecNormalize)

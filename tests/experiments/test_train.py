@@ -370,8 +370,8 @@ class TestInterrupt:
         assert start["timesteps"] == 100
 
     def test_normaliser_of_a_peer_comes_back(self, tether, short_run, stop_at, tmp_path: Path) -> None:
-        words = short_run("PPO", "Pendulum-v1", tmp_path, hp=("normalize=true",))
-        folder = tmp_path / "Pendulum-v1/PPO/seed-0"
+        words = short_run("SB3-PPO", "Pendulum-v1", tmp_path, hp=("normalize=true",))
+        folder = tmp_path / "Pendulum-v1/SB3-PPO/seed-0"
         with stop_at(100) as caught:
             assert tether(*words).code == 130
         before = caught["model"].get_vec_normalize_env()
@@ -400,7 +400,7 @@ class TestInterrupt:
             return result
 
         monkeypatch.setattr(callbacks, "evaluate", spy)
-        assert tether(*short_run("PPO", "Pendulum-v1", tmp_path, steps=128, hp=("normalize=true",))).code == 0
+        assert tether(*short_run("SB3-PPO", "Pendulum-v1", tmp_path, steps=128, hp=("normalize=true",))).code == 0
         assert len(counts) == 2
         for before, training, after in counts:
             assert before == training == after >= 100
@@ -634,7 +634,7 @@ class TestCosts:
 
 
 class TestNonFinite:
-    @pytest.mark.parametrize("agent", ["MDPO", "PPO"])
+    @pytest.mark.parametrize("agent", ["MDPO", "PPO", "SB3-PPO"])
     def test_stops_at_the_first_reward(
         self, tether, refused, short_run, tmp_path: Path, agent: str, manifest, rows, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -653,12 +653,12 @@ class TestNonFinite:
     @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
     def test_normalised_reward_of_a_peer(self, refused, short_run, tmp_path: Path) -> None:
         """VecNormalize clips rewards, which must not hide an infinite one."""
-        words = short_run("PPO", "TrainTest/Broken-v0", tmp_path, hp=("normalize=true",))
+        words = short_run("SB3-PPO", "TrainTest/Broken-v0", tmp_path, hp=("normalize=true",))
         assert "at step 150, so training stopped" in refused(*words)
 
 
 class TestPolicies:
-    @pytest.mark.parametrize("agent", ["MDPO", "PPO"])
+    @pytest.mark.parametrize("agent", ["MDPO", "PPO", "SB3-PPO"])
     def test_pictures_get_a_network_for_pictures(self, tether, short_run, tmp_path: Path, agent: str, rows, manifest) -> None:
         words = short_run(agent, "TrainTest/Pictures-v0", tmp_path, steps=64)
         outcome = tether(*words)
