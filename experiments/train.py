@@ -204,7 +204,8 @@ class _Run:
 
         self.manifest["device"] = str(model.device)
         self.manifest["threads"] = th.get_num_threads()
-        self.manifest["backend"] = type(env.unwrapped).__name__
+        first_half, *_ = env.halves if hasattr(type(env), "halves") else (env,)
+        self.manifest["backend"] = type(first_half.unwrapped).__name__
         self.manifest["parameters"] = sum(p.numel() for p in model.policy.parameters())
 
     def _learn(self, model: BaseAlgorithm) -> RunResult:

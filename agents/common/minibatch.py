@@ -40,6 +40,10 @@ class MinibatchAgent(OnPolicyAgent):
         optimizer = self.policy.optimizer
         self.update = Update(self.loss, optimizer, self.batch_size, self.max_grad_norm, self.compile_loss)
 
+    def samples_per_step(self) -> int:
+        """The minibatch."""
+        return self.batch_size
+
     def loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """The scalar to minimise on a minibatch of :meth:`_rollout_batch` and :meth:`schedules`, and its named terms."""
         raise NotImplementedError

@@ -198,6 +198,12 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         noise = self.policy.draw_noise((self.n_steps, env.num_envs))
         self._noise = noise.numpy() if noise.device.type == "cpu" else noise
         parts = _parts(env)
+        try:
+            return self._step_through(parts, env.num_envs, callback)
+        finally:
+            self._land(parts)
+
+    def _step_through(self, parts: list[_Part], n_envs: int, callback: BaseCallback) -> bool:
         ahead = len(parts) > 1
         for part in parts:
             self._send(part, 0)
@@ -207,11 +213,10 @@ class OnPolicyAgent(OnPolicyAlgorithm):
                 infos += self._receive(part, t)
                 if ahead and t + 1 < self.n_steps:
                     self._send(part, t + 1)
-            self.num_timesteps += env.num_envs
+            self.num_timesteps += n_envs
             rewards, dones, new_obs = self.rollout.rewards[t], self.rollout.dones[t], self._last_obs
             callback.update_locals(locals())
             if not callback.on_step():
-                self._land(parts)
                 return False
             if not ahead and t + 1 < self.n_steps:
                 self._send(parts[0], t + 1)
@@ -240,7 +245,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         return infos
 
     def _land(self, parts: list[_Part]) -> None:
-        """Take in the steps under way when a callback stops the training; they are nobody's transitions."""
+        """Take in the steps under way where a callback or an error ended the rollout; they are nobody's transitions."""
         for part in parts:
             if part.under_way:
                 new_obs, _, dones, infos = part.wait()
@@ -323,6 +328,10 @@ class OnPolicyAgent(OnPolicyAlgorithm):
 
     # ------------------------------------------------------------------ training
 
+    def samples_per_step(self) -> int:
+        """How many samples a gradient step reads; the number of threads follows from it."""
+        return self.n_steps * self.n_envs
+
     def learn(
         self: SelfOnPolicyAgent,
         total_timesteps: int,
@@ -333,7 +342,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfOnPolicyAgent:
         """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; arguments as in SB3."""
-        with torch_threads(self.policy):
+        with torch_threads(self.policy, self.samples_per_step()):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
             )

@@ -89,9 +89,9 @@ class Rollout:
         """
         self.rewards[t, envs] = rewards
         self.dones[t, envs] = dones
-        for env in np.flatnonzero(dones):
-            if infos[env].get("TimeLimit.truncated", False):
-                self.timeouts.append((t, int(env) + (envs.start or 0), infos[env]["terminal_observation"]))
+        for env, done in enumerate(dones.tolist()):
+            if done and infos[env].get("TimeLimit.truncated", False):
+                self.timeouts.append((t, env + (envs.start or 0), infos[env]["terminal_observation"]))
 
     def flat_observations(self) -> Observations:
         """Observations as one batch, (T * E, *obs)."""

@@ -334,7 +334,7 @@ class OffPolicyMDPO(OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfOffPolicyMDPO:
         """Train for ``total_timesteps`` env steps; arguments as in SB3."""
-        with torch_threads(self.policy):
+        with torch_threads(self.policy, self.batch_size):
             return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:

@@ -16,6 +16,7 @@ from tether.agents import MDPO
 from tether.agents.common.advantages import discounted_sum, generalized_advantage
 from tether.agents.common.finite import NonFiniteError, check_finite, check_finite_info
 from tether.agents.common.normalization import RewardScaler, RunningMoments
+from tether.agents.common.threads import threads_for
 
 
 def advantages_of(rewards, values, dones, gamma, gae_lambda):
@@ -220,6 +221,17 @@ def test_threads_are_put_back():
     assert set(seen) == {1}
     assert th.get_num_threads() == 2
     th.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("width", "batch_size", "threads"), [(64, 512, 1), (256, 32, 1), (256, 256, 4), (256, 4096, 8)])
+def test_threads_follow_the_work_of_a_step(width, batch_size, threads):
+    before = th.get_num_threads()
+    th.set_num_threads(8)
+    network = th.nn.Sequential(th.nn.Linear(17, width), *(th.nn.Linear(width, width) for _ in range(4)))
+    try:
+        assert threads_for(network, batch_size) == threads
+    finally:
+        th.set_num_threads(before)
 
 
 def test_costs_do_not_disturb():
