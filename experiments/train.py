@@ -204,7 +204,7 @@ class _Run:
 
         self.manifest["device"] = str(model.device)
         self.manifest["threads"] = th.get_num_threads()
-        first_half, *_ = env.halves if hasattr(type(env), "halves") else (env,)
+        first_half, *_ = env.halves if hasattr(type(env), "halves") else (env,)  # type: ignore[attr-defined]
         self.manifest["backend"] = type(first_half.unwrapped).__name__
         self.manifest["parameters"] = sum(p.numel() for p in model.policy.parameters())
 
