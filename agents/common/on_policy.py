@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,49 +17,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from .advantages import generalized_advantage
 from .finite import check_finite, check_finite_info
 from .normalization import RewardScaler
+from .parts import Part, parts_of
 from .policies import NormalizedActorCriticPolicy
 from .rollout import Rollout
 from .threads import torch_threads
 from .updates import Batch, in_chunks
-
-
-@dataclass
-class _Part:
-    """Environments that are stepped together: all of them, or one of two halves."""
-
-    env: VecEnv
-    envs: slice
-    under_way: bool = False
-
-    @property
-    def first(self) -> int:
-        """The number of its first environment."""
-        return self.envs.start or 0
-
-    def of(self, observations: Any) -> Any:
-        """Its rows of everybody's observations."""
-        return observations if self.envs.start is None else observations[self.envs]
-
-    def into(self, observations: Any, own: Any) -> Any:
-        """Everybody's observations with its own rows replaced."""
-        if self.envs.start is None:
-            return own
-        observations[self.envs] = own
-        return observations
-
-    def wait(self) -> Any:
-        """What its step gave."""
-        self.under_way = False
-        return self.env.step_wait()
-
-
-def _parts(env: VecEnv) -> list[_Part]:
-    """The parts of a vector environment. Only its own class is asked, because wrappers pass attributes on."""
-    if not hasattr(type(env), "halves"):
-        return [_Part(env, slice(None))]
-    first, second = env.halves  # type: ignore[attr-defined]
-    n = first.num_envs
-    return [_Part(first, slice(0, n)), _Part(second, slice(n, n + second.num_envs))]
 
 
 def _stack(observations: tuple[Any, ...]) -> Any:
@@ -197,13 +158,13 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         self._standardize, self._sample = self.policy.standardizer(), self.policy.sampler()
         noise = self.policy.draw_noise((self.n_steps, env.num_envs))
         self._noise = noise.numpy() if noise.device.type == "cpu" else noise
-        parts = _parts(env)
+        parts = parts_of(env)
         try:
             return self._step_through(parts, env.num_envs, callback)
         finally:
             self._land(parts)
 
-    def _step_through(self, parts: list[_Part], n_envs: int, callback: BaseCallback) -> bool:
+    def _step_through(self, parts: list[Part], n_envs: int, callback: BaseCallback) -> bool:
         ahead = len(parts) > 1
         for part in parts:
             self._send(part, 0)
@@ -223,7 +184,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
-    def _send(self, part: _Part, t: int) -> None:
+    def _send(self, part: Part, t: int) -> None:
         """Choose the actions of step t for a part of the environments and set it going."""
         observations = self.rollout.observe(t, part.envs, part.of(self._last_obs))
         actions = self._sample(observations, self._noise[t, part.envs])
@@ -231,7 +192,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         part.env.step_async(self._to_env(actions))
         part.under_way = True
 
-    def _receive(self, part: _Part, t: int) -> list[dict[str, Any]]:
+    def _receive(self, part: Part, t: int) -> list[dict[str, Any]]:
         """Wait for a part of the environments and store what came of its step t."""
         new_obs, rewards, dones, infos = part.wait()
         steps = self.num_timesteps + self.n_envs
@@ -244,7 +205,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
         return infos
 
-    def _land(self, parts: list[_Part]) -> None:
+    def _land(self, parts: list[Part]) -> None:
         """Take in the steps under way where a callback or an error ended the rollout; they are nobody's transitions."""
         for part in parts:
             if part.under_way:

@@ -1,0 +1,40 @@
+"""Epochs as CUDA graphs: the same weights as plain calls. Needs a GPU."""
+
+import pytest
+import torch as th
+
+from tests.kit.rollouts import collected
+from tether.agents import BPO, MDPO, PPO, R2VPO
+
+pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device: a graph cannot be captured without one")
+
+
+@pytest.mark.parametrize("cls", [PPO, BPO, R2VPO])
+def test_a_captured_epoch_gives_the_weights_of_plain_calls(cls):
+    """Eight epochs (three to warm up, one captured, four replayed) against eight plain ones, on the GPU."""
+    agents = [cls("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cuda") for _ in range(2)]
+    for agent in agents:
+        batch = collected(agent, 256)
+        if agent is agents[1]:
+            agent.update._epoch = agent.update.epoch
+        batch = {key: value.to("cuda") for key, value in batch.items()}
+        th.manual_seed(0)
+        agent.update.run(batch, 8)
+    for a, b in zip(agents[0].policy.parameters(), agents[1].policy.parameters(), strict=True):
+        assert (a - b).abs().max() < 1e-5
+
+
+def test_schedules_reach_the_graph():
+    """A learning rate annealed to nothing stops the weights, though the graph was captured with another."""
+    agent = PPO("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cuda", learning_rate=lambda progress: 1e-3 * progress)
+    agent.learn(256 * 4)
+    before = [p.clone() for p in agent.policy.parameters()]
+    agent._current_progress_remaining = 0.0
+    agent.train()
+    assert all(th.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("cls", [PPO, BPO, R2VPO, MDPO])
+def test_training_on_the_gpu(cls):
+    agent = cls("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cuda").learn(256 * 6)
+    assert all(th.isfinite(p).all() for p in agent.policy.parameters())
