@@ -6,7 +6,7 @@ import torch as th
 from tests.kit.rollouts import collected
 from tether.agents import BPO, MDPO, PPO, R2VPO
 
-pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device: a graph cannot be captured without one")
+pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device to capture a graph")
 
 
 @pytest.mark.parametrize("cls", [PPO, BPO, R2VPO])
