@@ -102,7 +102,7 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
     """The table of one environment and its footnotes."""
     rows = sorted(rows, key=lambda row: (row.steps, -iqm(row.returns) if row.runs else np.inf))
     with_costs = any(len(row.costs) for row in rows)
-    cited = {row.agent: [paper for paper in papers if paper.agent == row.agent] for row in rows}
+    cited = {(row.agent, row.steps): _cited(row, papers) for row in rows}
     places = {paper.place for found in cited.values() for paper in found}
     header = ["agent", "seeds", "steps", "return (IQM)", "95 % interval", "mean", "std"]
     header += ["cost (IQM)", "cost, 95 % interval", "mean cost"] if with_costs else []
@@ -112,7 +112,7 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
     for row in rows:
         cells = [row.label, str(len(row.runs)), format_steps(row.steps), *_score_cells(row.returns), _std(row.returns)]
         cells += _score_cells(row.costs) if with_costs else []
-        cells += [_published_cell(cited[row.agent], header)] if any(cited.values()) else []
+        cells += [_published_cell(cited[row.agent, row.steps], header)] if any(cited.values()) else []
         cells += [_number(_speed(row))]
         body.append(cells)
     yield from _table(header, body)
@@ -120,6 +120,12 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
     if notes:
         yield ""
         yield from (f"- {note}" for note in notes)
+
+
+def _cited(row: Row, papers: Sequence[Published]) -> list[Published]:
+    """The published numbers of a row's agent: those of its environment and budget where there are any, else all."""
+    own = [paper for paper in papers if paper.agent == row.agent]
+    return [paper for paper in own if (paper.env, paper.steps) == (row.env, row.steps)] or own
 
 
 def _score_cells(scores: FloatArray) -> list[str]:
@@ -176,12 +182,11 @@ def _version_warning(rows: Sequence[Row]) -> Iterator[str]:
         yield f"**Warning: this table mixes MuJoCo versions, whose dynamics differ** ({found})."
 
 
-def _citations(cited: Mapping[str, Sequence[Published]]) -> Iterator[str]:
-    for papers in cited.values():
-        for paper in papers:
-            kind = f" ({paper.spread_kind})" if paper.spread_kind else ""
-            note = f"; {paper.note}" if paper.note else ""
-            yield f"Published {paper.agent} on {paper.place}: {paper.number}{kind}. {paper.source}{note}."
+def _citations(cited: Mapping[tuple[str, int], Sequence[Published]]) -> Iterator[str]:
+    for paper in dict.fromkeys(paper for papers in cited.values() for paper in papers):
+        kind = f" ({paper.spread_kind})" if paper.spread_kind else ""
+        note = f"; {paper.note}" if paper.note else ""
+        yield f"Published {paper.agent} on {paper.place}: {paper.number}{kind}. {paper.source}{note}."
 
 
 def _progress(run: Run) -> str:

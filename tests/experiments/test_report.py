@@ -421,8 +421,9 @@ class TestFootnotes:
 class TestPublished:
     def test_numbers_stand_in_their_own_column(self, tmp_path: Path) -> None:
         for agent in ("MDPO", "PPO", "SAC"):
-            write_run(tmp_path, agent)
-        text = report([tmp_path], published=RESULTS / "published")
+            write_run(tmp_path / "runs", agent)
+        (tmp_path / "mdpo.csv").write_text((RESULTS / "published/mdpo.csv").read_text())
+        text = report([tmp_path / "runs"], published=tmp_path)
         column = {row["agent"]: row["published (Ant-v2, 10M steps)"] for row in table(text, "Ant-v4")}
         assert column == {"MDPO": "5211 ± 43", "PPO": "59 ± 133", "SAC": "-"}
         assert "Published MDPO on Ant-v2, 10M steps: 5211 ± 43 (95% CI over 5 seeds)" in text
@@ -436,6 +437,14 @@ class TestPublished:
         text = report([tmp_path / "runs"], published=tmp_path)
         column = {row["agent"]: row["published"] for row in table(text, "Ant-v4")}
         assert column == {"A": "10 (Ant-v2, 1M steps)", "PPO": "20 ± 1 (Ant-v3, 3M steps)"}
+
+    def test_a_number_of_the_same_budget_stands_alone(self, tmp_path: Path) -> None:
+        lines = [f"PPO,Ant-v4,{steps},return,{value},,,paper," for steps, value in ((300_000, 10), (1_000_000, 20))]
+        (tmp_path / "paper.csv").write_text("\n".join([",".join(COLUMNS), *lines]) + "\n")
+        write_run(tmp_path / "runs", "PPO")
+        text = report([tmp_path / "runs"], published=tmp_path)
+        assert [row["published (Ant-v4, 300k steps)"] for row in table(text, "Ant-v4")] == ["10"]
+        assert "20" not in text.split("Published PPO")[1].splitlines()[0]
 
     def test_no_column_without_numbers(self, tmp_path: Path) -> None:
         write_run(tmp_path, env="Pendulum-v1")
