@@ -15,7 +15,6 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule
 from stable_baselines3.common.vec_env import VecNormalize, unwrap_vec_normalize
@@ -23,10 +22,13 @@ from torch import nn
 from torch.nn.functional import softplus
 
 from .common.minibatch import MinibatchAgent
-from .common.policies import NormalizedActorCriticPolicy
+from .common.policies import ForDicts, ForImages, NormalizedActorCriticPolicy
 from .common.updates import Batch
 
 Number = float | th.Tensor
+
+# A schedule may end at 0, where the bounds would leave no ratio but 1 and the optimum would be 0 / 0.
+LEAST_CLIP_RANGE = 1e-4
 
 
 def optimal_ratio(advantage: th.Tensor, lambda_: float, low: Number, high: Number) -> th.Tensor:
@@ -71,7 +73,7 @@ class BPOPolicy(NormalizedActorCriticPolicy):
         super()._build(lr_schedule)
         # Hidden sizes as the policy's, every layer orthogonal with gain 1 (authors' code).
         arch = self.net_arch
-        sizes = [self.mlp_extractor.latent_dim_vf, *(arch["pi"] if isinstance(arch, dict) else arch)]
+        sizes = [self.mlp_extractor.latent_dim_vf, *(arch.get("pi", []) if isinstance(arch, dict) else arch)]
         layers: list[nn.Module] = []
         for n_in, n_out in itertools.pairwise(sizes):
             layers += [nn.Linear(n_in, n_out), self.activation_fn()]
@@ -88,20 +90,12 @@ class BPOPolicy(NormalizedActorCriticPolicy):
         return distribution, self.value_net(latent_vf).flatten(), self.median_net(latent_vf).flatten()
 
 
-class BPOCnnPolicy(BPOPolicy):
+class BPOCnnPolicy(ForImages, BPOPolicy):
     """The policy for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", NatureCNN)
-        super().__init__(*args, **kwargs)
 
-
-class BPOMultiInputPolicy(BPOPolicy):
+class BPOMultiInputPolicy(ForDicts, BPOPolicy):
     """The policy for dict observations."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
-        super().__init__(*args, **kwargs)
 
 
 class BPO(MinibatchAgent):
@@ -247,7 +241,7 @@ class BPO(MinibatchAgent):
         if self.ratio_bounds is not None:
             low, high = self.ratio_bounds
         else:
-            eps = FloatSchedule(self.clip_range)(self._current_progress_remaining)
+            eps = min(max(FloatSchedule(self.clip_range)(self._current_progress_remaining), LEAST_CLIP_RANGE), 1.0)
             low, high = 1.0 - eps, 1.0 + eps
         return {"lowest_ratio": float(low), "highest_ratio": float(high)}
 

@@ -10,12 +10,11 @@ from typing import Any, ClassVar
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.divergences import bregman
 from .common.on_policy import OnPolicyAgent
-from .common.policies import NormalizedActorCriticPolicy
+from .common.policies import ForDicts, ForImages, NormalizedActorCriticPolicy
 from .common.updates import Batch, Update, side_by_side
 
 
@@ -45,20 +44,12 @@ class MDPOPolicy(NormalizedActorCriticPolicy):
         self.value_optimizer = self.optimizer_class(value_parameters, lr=rate, **value_kwargs)  # type: ignore[call-arg]
 
 
-class MDPOCnnPolicy(MDPOPolicy):
+class MDPOCnnPolicy(ForImages, MDPOPolicy):
     """The policy for images."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", NatureCNN)
-        super().__init__(*args, **kwargs)
 
-
-class MDPOMultiInputPolicy(MDPOPolicy):
+class MDPOMultiInputPolicy(ForDicts, MDPOPolicy):
     """The policy for dict observations."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("features_extractor_class", CombinedExtractor)
-        super().__init__(*args, **kwargs)
 
 
 def annealed_step_size(iteration: int, n_iterations: int) -> float:

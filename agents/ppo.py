@@ -21,9 +21,10 @@ from .common.updates import Batch
 class PPO(MinibatchAgent):
     """Proximal Policy Optimization with the clipped objective, SB3's arguments, defaults and mathematics.
 
-    It differs from SB3's class in three points. The batch size must divide the rollout. ``target_kl`` is looked at
+    It differs from SB3's class in these points. The batch size must divide the rollout. ``target_kl`` is looked at
     after each epoch, over the whole rollout, and not after each minibatch, so that the update reads nothing back in
-    between. Observations and rewards can be normalised inside (see :class:`~.common.on_policy.OnPolicyAgent`).
+    between. Observations and rewards can be normalised inside. There is no gSDE, and the rollout's memory is the engine's
+    (no ``rollout_buffer_class``): name the arguments, their order is not SB3's after ``max_grad_norm``.
 
     :param policy: MlpPolicy, CnnPolicy, MultiInputPolicy or a class derived from theirs
     :param env: environment, vector environment or registered id

@@ -14,12 +14,26 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import nn
 
 from .common.minibatch import MinibatchAgent
 from .common.policies import NormalizedActorCriticPolicy, NormalizedCnnPolicy, NormalizedMultiInputPolicy
 from .common.updates import Batch
 
 LOG_RATIO_CLIP = 10.0
+
+
+class Multiplier(nn.Module):
+    """The Lagrange multiplier nu, saved and moved like weights.
+
+    :param value: at the start
+    """
+
+    value: th.Tensor
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.register_buffer("value", th.tensor(float(value)))
 
 
 class R2VPO(MinibatchAgent):
@@ -66,7 +80,6 @@ class R2VPO(MinibatchAgent):
         "CnnPolicy": NormalizedCnnPolicy,
         "MultiInputPolicy": NormalizedMultiInputPolicy,
     }
-    multiplier: th.Tensor
 
     def __init__(
         self,
@@ -135,7 +148,12 @@ class R2VPO(MinibatchAgent):
 
     def _setup_model(self) -> None:
         super()._setup_model()
-        self.multiplier = th.tensor(float(self.multiplier_init), device=self.device)
+        self.dual = Multiplier(self.multiplier_init).to(self.device)
+
+    @property
+    def multiplier(self) -> th.Tensor:
+        """nu, a scalar."""
+        return self.dual.value
 
     def policy_loss(
         self, log_ratio: th.Tensor, advantages: th.Tensor, multiplier: th.Tensor
@@ -196,4 +214,4 @@ class R2VPO(MinibatchAgent):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()
-        return names, [*variables, "multiplier"]
+        return [*names, "dual"], variables

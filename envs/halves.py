@@ -3,7 +3,7 @@ while the other's actions are computed."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -56,34 +56,32 @@ class HalvesVecEnv(VecEnv):
         for half in self._halves:
             half.close()
 
-    def _split(self, indices: VecEnvIndices) -> list[tuple[VecEnv, list[int]]]:
-        chosen, n = list(self._get_indices(indices)), self._halves[0].num_envs
-        own = [[i for i in chosen if i < n], [i - n for i in chosen if i >= n]]
-        return list(zip(self._halves, own, strict=True))
+    def _ask(self, indices: VecEnvIndices, ask: Callable[[VecEnv, list[int]], Sequence[Any]]) -> list[Any]:
+        """One answer per chosen environment, in their order, from the half that has it."""
+        n = self._halves[0].num_envs
+        places = [(self._halves[i >= n], i if i < n else i - n) for i in self._get_indices(indices)]
+        return [ask(half, [i])[0] for half, i in places]
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """The attribute of each chosen environment, in their order."""
-        return [value for half, own in self._split(indices) for value in half.get_attr(attr_name, own)]
+        return self._ask(indices, lambda half, own: half.get_attr(attr_name, own))
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """Set an attribute of each chosen environment."""
-        for half, own in self._split(indices):
-            half.set_attr(attr_name, value, own)
+        self._ask(indices, lambda half, own: [half.set_attr(attr_name, value, own)])
 
     def env_method(self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **kw: Any) -> list[Any]:
         """Call a method of each chosen environment."""
-        parts = self._split(indices)
-        return [value for half, own in parts for value in half.env_method(method_name, *method_args, indices=own, **kw)]
+        return self._ask(indices, lambda half, own: half.env_method(method_name, *method_args, indices=own, **kw))
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
         """Whether each environment has the wrapper; a half inside ``VecMonitor`` counts as monitored."""
-        wrapped: list[bool] = []
-        for half, own in self._split(indices):
-            if wrapper_class is Monitor and is_vecenv_wrapped(half, VecMonitor):
-                wrapped += [True] * len(own)
-            else:
-                wrapped += half.env_is_wrapped(wrapper_class, own)
-        return wrapped
+
+        def ask(half: VecEnv, own: list[int]) -> list[bool]:
+            monitored = wrapper_class is Monitor and is_vecenv_wrapped(half, VecMonitor)
+            return [True] if monitored else half.env_is_wrapped(wrapper_class, own)
+
+        return self._ask(indices, ask)
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
         """Seed environment i with ``seed + i``; this takes effect at the next `reset`."""

@@ -5,6 +5,7 @@ Every contestant is one way of training (agent, hyperparameters, backend). What 
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,14 +157,16 @@ class _Physics:
     def __init__(self, env_id: str) -> None:
         self.env = _vec(env_id, LIMIT_ENVS)
         self.env.reset()
-        self.actions = np.stack([self.env.action_space.sample() for _ in range(LIMIT_ENVS)])
+        self.env.action_space.seed(0)
+        drawn = [self.env.action_space.sample() for _ in range(LIMIT_ENVS * 256)]
+        self.actions = itertools.cycle(np.stack(drawn).reshape(256, LIMIT_ENVS, *self.env.action_space.shape))  # type: ignore[misc]
         self.rates: list[float] = []
 
     def measure(self, seconds: float) -> None:
         """Step for about that long."""
         begun, steps = time.perf_counter(), 0
         while time.perf_counter() - begun < seconds:
-            self.env.step(self.actions)
+            self.env.step(next(self.actions))
             steps += LIMIT_ENVS
         self.rates.append(steps / (time.perf_counter() - begun))
 
@@ -190,7 +193,7 @@ def on_policy(
     """
     import torch as th
 
-    chosen = [name for name in (only or [])]
+    chosen = list(only or [])
     known = [one.name for one in contestants()]
     for name in chosen:
         if name not in known:

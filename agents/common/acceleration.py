@@ -46,11 +46,13 @@ class CapturedCall:
     """``function(batch)`` replayed from a CUDA graph, with the same numbers as a plain call.
 
     The first :data:`WARM_UP` calls run plainly on a side stream; the next one is captured. Later calls copy their batch
-    into the memory that the graph reads. A batch of other shapes starts anew.
+    into the memory that the graph reads. A batch of other shapes starts anew, and so does
+    an optimiser whose state was loaded.
 
     :param function: takes a batch (nested dicts of CUDA tensors), steps ``optimizer``, returns named scalars; must not
         read anything back to the host
-    :param optimizer: made capturable here, with its learning rate in a tensor that schedules write into
+    :param optimizer: one that torch can capture (it has the option ``capturable``); made so here, with its learning rate
+        in a tensor that schedules write into
     """
 
     def __init__(self, function: Callable[[Any], dict[str, th.Tensor]], optimizer: th.optim.Optimizer) -> None:
@@ -59,13 +61,14 @@ class CapturedCall:
 
     def _forget(self, shapes: Any) -> None:
         self.shapes, self.calls = shapes, 0
+        self.state = self.optimizer.state  # the moments that the graph writes to; loading puts others in their place
         self.graph: th.cuda.CUDAGraph | None = None
         self.static: Any = None
         self.result: dict[str, th.Tensor] = {}
 
     def __call__(self, batch: Any) -> dict[str, th.Tensor]:
-        """The named scalars, which stay valid until the next call."""
-        if _shapes(batch) != self.shapes:
+        """The named scalars."""
+        if _shapes(batch) != self.shapes or self.optimizer.state is not self.state:
             self._forget(_shapes(batch))
         self._keep_rate_in_tensor()
         self.calls += 1

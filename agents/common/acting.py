@@ -46,8 +46,8 @@ def dense_sampler(policy: ActorCriticPolicy) -> Sampler | None:
     standardize = _standardizer(policy)
     if isinstance(policy.action_dist, Categorical):
         return lambda observations, noise: (_through(layers, standardize(observations)) + noise).argmax(-1)
-    std = policy.log_std.detach().exp().numpy()
-    return lambda observations, noise: _through(layers, standardize(observations)) + std * noise
+    std, shape = policy.log_std.detach().exp().numpy(), policy.action_space.shape or ()
+    return lambda observations, noise: (_through(layers, standardize(observations)) + std * noise).reshape(-1, *shape)
 
 
 def _layer(module: nn.Module) -> Callable[[np.ndarray], np.ndarray]:

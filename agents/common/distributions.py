@@ -20,11 +20,26 @@ from stable_baselines3.common.distributions import (
     Distribution,
     MultiCategoricalDistribution,
 )
+from stable_baselines3.common.preprocessing import get_action_dim
 
 LOG_TWO_PI = math.log(2.0 * math.pi)
 
 
-class Gaussian(DiagGaussianDistribution):
+class _FromParameters(Distribution):
+    """SB3's two shortcuts, for distributions whose ``proba_distribution`` gives a new object."""
+
+    def actions_from_params(self, *parameters: th.Tensor, deterministic: bool = False) -> th.Tensor:
+        """Actions of the distribution with these parameters."""
+        return self.proba_distribution(*parameters).get_actions(deterministic=deterministic)
+
+    def log_prob_from_params(self, *parameters: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """Sampled actions and their log-probability."""
+        new = self.proba_distribution(*parameters)
+        actions = new.sample()
+        return actions, new.log_prob(actions)
+
+
+class Gaussian(_FromParameters, DiagGaussianDistribution):  # type: ignore[misc]
     """Independent normal actions; parameters are mean (B, d) and log_std (d,) or (B, d)."""
 
     mean: th.Tensor
@@ -82,7 +97,7 @@ def _minus_log_exponential(shape: tuple[int, ...], device: th.device) -> th.Tens
     return -th.empty(shape, device=device).exponential_().log()
 
 
-class Categorical(CategoricalDistribution):
+class Categorical(_FromParameters, CategoricalDistribution):  # type: ignore[misc]
     """One of n actions; the parameter is action_logits (B, n)."""
 
     def proba_distribution(self, action_logits: th.Tensor) -> Categorical:
@@ -114,7 +129,7 @@ class Categorical(CategoricalDistribution):
         return (self.distribution.logits + noise).argmax(-1)
 
 
-class MultiCategorical(MultiCategoricalDistribution):
+class MultiCategorical(_FromParameters, MultiCategoricalDistribution):  # type: ignore[misc]
     """Several independent categorical actions; the parameter is action_logits (B, sum of n)."""
 
     def proba_distribution(self, action_logits: th.Tensor) -> MultiCategorical:
@@ -145,7 +160,7 @@ class MultiCategorical(MultiCategoricalDistribution):
         return th.stack([(part.logits + own).argmax(-1) for part, own in pairs], dim=-1)
 
 
-class Bernoulli(BernoulliDistribution):
+class Bernoulli(_FromParameters, BernoulliDistribution):  # type: ignore[misc]
     """Independent binary actions; the parameter is action_logits (B, d)."""
 
     def proba_distribution(self, action_logits: th.Tensor) -> Bernoulli:
@@ -179,7 +194,7 @@ def action_distribution(space: spaces.Space[Any]) -> Distribution:
     :raises NotImplementedError: for a space that is neither Box, Discrete, MultiDiscrete nor MultiBinary
     """
     if isinstance(space, spaces.Box):
-        return Gaussian(int(space.shape[0]))
+        return Gaussian(get_action_dim(space))
     if isinstance(space, spaces.Discrete):
         return Categorical(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):

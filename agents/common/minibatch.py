@@ -69,10 +69,14 @@ class MinibatchAgent(OnPolicyAgent):
         self._update_learning_rate(self.policy.optimizer)
         schedules = {key: th.tensor(value, device=self.device) for key, value in self.schedules().items()}
         batch = self._rollout_batch() | schedules
-        info = self.update.run(batch, self.n_epochs, lambda means: self.after_epoch(batch, means))
+
+        def after_epoch(means: dict[str, th.Tensor]) -> bool:
+            self._n_updates += 1
+            return self.after_epoch(batch, means)
+
+        info = self.update.run(batch, self.n_epochs, after_epoch)
         measured = self.measure(batch)
         self.after_update(measured)
-        self._n_updates += self.n_epochs
         self._record_update(info | measured | schedules, batch)
 
     @th.no_grad()

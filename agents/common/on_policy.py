@@ -134,7 +134,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         self.policy = self.policy_class(  # type: ignore[assignment]
             self.observation_space, self.action_space, self.lr_schedule, **self.policy_kwargs
         ).to(self.device)
-        self.reward_scaler = RewardScaler(self.n_envs, self.gamma)
+        self.reward_scaler = RewardScaler(self.n_envs, self.gamma).to(self.device)
         self.rollout = Rollout(self.n_steps, self.n_envs, self.observation_space, self.action_space, self.device)
 
     # ------------------------------------------------------------------ experience
@@ -170,12 +170,14 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             self._send(part, 0)
         for t in range(self.n_steps):
             infos: list[dict[str, Any]] = []
+            if ahead:
+                self._last_obs = self._last_obs.copy()  # type: ignore[union-attr] # what callbacks were given stays as it was
             for part in parts:
                 infos += self._receive(part, t)
                 if ahead and t + 1 < self.n_steps:
                     self._send(part, t + 1)
             self.num_timesteps += n_envs
-            rewards, dones, new_obs = self.rollout.rewards[t], self.rollout.dones[t], self._last_obs
+            rewards, dones, new_obs = self.rollout.rewards[t].copy(), self.rollout.dones[t].copy(), self._last_obs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
@@ -198,7 +200,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         steps = self.num_timesteps + self.n_envs
         check_finite(rewards, "reward", steps, part.first)
         check_finite(new_obs, "observation", steps, part.first)
-        self.rollout.outcome(t, part.envs, rewards, dones, infos)
+        for env, terminal in self.rollout.outcome(t, part.envs, rewards, dones, infos):
+            check_finite(_stack((terminal,)), "terminal observation", steps, env)
         self._last_obs = part.into(self._last_obs, new_obs)
         self._last_episode_starts[part.envs] = dones  # type: ignore[index]
         if dones.any():
@@ -211,6 +214,7 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             if part.under_way:
                 new_obs, _, dones, infos = part.wait()
                 self._last_obs = part.into(self._last_obs, new_obs)
+                self._last_episode_starts[part.envs] = dones  # type: ignore[index]
                 self._update_info_buffer(infos, dones)
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
@@ -303,6 +307,8 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfOnPolicyAgent:
         """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; arguments as in SB3."""
+        if reset_num_timesteps or self._last_obs is None:
+            self.reward_scaler.returns.zero_()  # the environments start new episodes
         with torch_threads(self.policy, self.samples_per_step()):
             total_timesteps, callback = self._setup_learn(
                 total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar

@@ -131,17 +131,25 @@ class NormalizedActorCriticPolicy(ActorCriticPolicy):
         return {**super()._get_constructor_parameters(), "normalize_observations": self.normalize_observations}
 
 
-class NormalizedCnnPolicy(NormalizedActorCriticPolicy):
-    """The policy for images."""
+class ForImages(ActorCriticPolicy):
+    """Mixed in before a policy: its features come from SB3's NatureCNN unless told otherwise."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", NatureCNN)
         super().__init__(*args, **kwargs)
 
 
-class NormalizedMultiInputPolicy(NormalizedActorCriticPolicy):
-    """The policy for dict observations."""
+class ForDicts(ActorCriticPolicy):
+    """Mixed in before a policy: its features are SB3's combination of those of a dict's entries."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("features_extractor_class", CombinedExtractor)
         super().__init__(*args, **kwargs)
+
+
+class NormalizedCnnPolicy(ForImages, NormalizedActorCriticPolicy):
+    """The policy for images."""
+
+
+class NormalizedMultiInputPolicy(ForDicts, NormalizedActorCriticPolicy):
+    """The policy for dict observations."""

@@ -80,18 +80,23 @@ class Rollout:
 
     def outcome(
         self, t: int, envs: slice, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]
-    ) -> None:
+    ) -> list[tuple[int, Any]]:
         """Store what came of step t.
 
         :param rewards: (n,), raw
         :param dones: (n,) bool
         :param infos: the vector environment's; time limits and terminal observations are read from them
+        :return: number and terminal observation of the environments that a time limit cut
         """
         self.rewards[t, envs] = rewards
         self.dones[t, envs] = dones
-        for env, done in enumerate(dones.tolist()):
-            if done and infos[env].get("TimeLimit.truncated", False):
-                self.timeouts.append((t, env + (envs.start or 0), infos[env]["terminal_observation"]))
+        cut = [
+            (env + (envs.start or 0), infos[env]["terminal_observation"])
+            for env, done in enumerate(dones.tolist())
+            if done and infos[env].get("TimeLimit.truncated", False)
+        ]
+        self.timeouts += [(t, env, terminal) for env, terminal in cut]
+        return cut
 
     def flat_observations(self) -> Observations:
         """Observations as one batch, (T * E, *obs)."""
@@ -100,5 +105,6 @@ class Rollout:
         return self.observations.flatten(0, 1)
 
     def flat_actions(self) -> th.Tensor:
-        """Actions as one batch, (T * E, *act)."""
-        return self.actions.flatten(0, 1)
+        """Actions as one batch, (T * E, *act); those of a box as (T * E, d)."""
+        flat = self.actions.flatten(0, 1)
+        return flat.flatten(1) if flat.ndim > 2 else flat

@@ -92,7 +92,7 @@ class Update:
             optimizer.flatten()
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._epoch: Callable[[Batch], dict[str, th.Tensor]] = self.epoch
-        if self.parameters[0].is_cuda:
+        if self.parameters[0].is_cuda and "capturable" in optimizer.defaults:
             self._epoch = CapturedCall(self.epoch, optimizer)
 
     def run(

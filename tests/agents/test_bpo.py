@@ -6,6 +6,7 @@ import pytest
 import torch as th
 from scipy.optimize import brentq
 from scipy.stats import norm
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 from torch.nn.functional import log_softmax
 
@@ -386,3 +387,14 @@ def test_asymmetric_bounds_hold_in_training():
     logged = agent.logger.name_to_value
     assert (logged["train/lowest_ratio"], logged["train/highest_ratio"]) == (0.5, 3.0)
     assert 0.0 < logged["train/trust_region"] < logged["train/trust_region_bound"] == 2.0
+
+
+@pytest.mark.parametrize("schedule", [LinearSchedule(0.3, 0.0, 1.0), lambda progress: 0.3 * progress - 0.1])
+def test_a_clip_schedule_may_end_at_zero(schedule):
+    """The last update has no room left, and must leave the weights finite."""
+    agent = BPO("MlpPolicy", "CartPole-v1", n_steps=128, clip_range=schedule, seed=0).learn(256)
+    assert all(th.isfinite(p).all() for p in agent.policy.parameters())
+
+
+def test_a_net_arch_without_policy_layers():
+    BPO("MlpPolicy", "CartPole-v1", n_steps=128, policy_kwargs={"net_arch": {"vf": [8]}}, seed=0).learn(128)

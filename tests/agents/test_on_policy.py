@@ -196,6 +196,36 @@ def test_the_first_number_that_is_not_finite_is_named(what):
     assert all(th.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
 
 
+def test_a_terminal_observation_that_is_not_finite_is_named():
+    """It is the one observation that reaches the weights only through the bootstrap."""
+
+    class Last(Ramp):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            return (observation * np.nan if truncated else observation), reward, terminated, truncated, info
+
+    agent = MDPO("MlpPolicy", DummyVecEnv([Ramp, Last]), n_steps=64, seed=0)
+    before = [p.clone() for p in agent.policy.parameters()]
+    with pytest.raises(NonFiniteError, match="The terminal observation of env 1 is nan at step 8"):
+        agent.learn(1000)
+    assert all(th.equal(a, b) for a, b in zip(before, agent.policy.parameters(), strict=True))
+
+
+def test_returns_of_the_reward_scaler_start_anew_with_the_environments():
+    agent = MDPO("MlpPolicy", "Pendulum-v1", n_steps=150, seed=0).learn(150)
+    assert agent.reward_scaler.returns.abs().max() > 0.0
+    seen, scale = [], agent.reward_scaler.scale
+
+    def watched(rewards, dones):
+        seen.append(agent.reward_scaler.returns.clone())
+        return scale(rewards, dones)
+
+    agent.reward_scaler.scale = watched
+    agent.learn(300)
+    assert seen[0].abs().max() == 0.0
+    assert seen[1].abs().max() > 0.0
+
+
 def test_finite_checks():
     check_finite(np.array([1, 2]), "reward", 0)
     check_finite({"a": np.ones((2, 2))}, "observation", 0)

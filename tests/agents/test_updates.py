@@ -9,6 +9,7 @@ from gymnasium import spaces
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kit.rollouts import collected
+from tests.kit.worlds import Identity
 from tether.agents import BPO, MDPO, PPO, R2VPO
 from tether.agents.common.flat_adam import FlatAdam
 from tether.agents.common.updates import Update, batch_length, in_chunks, map_batch, minibatches, side_by_side
@@ -248,3 +249,14 @@ def test_what_cannot_be_compiled_runs_as_it_is(monkeypatch):
     assert sum("torch.compile" in str(w.message) for w in caught) == 1
     plain = make(PPO).learn(512)
     assert all(th.equal(a, b) for a, b in zip(agent.policy.parameters(), plain.policy.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("cls", [MDPO, PPO, BPO, R2VPO])
+def test_boxes_of_actions_with_several_axes(cls):
+    agent = cls("MlpPolicy", Identity(spaces.Box(-1.0, 1.0, (2, 2), np.float32)), n_steps=128, seed=0)
+    observation = np.zeros((2, 2), np.float32)
+    before = agent.predict(observation, deterministic=True)[0]
+    agent.learn(256)
+    after = agent.predict(observation, deterministic=True)[0]
+    assert before.shape == after.shape == (2, 2)
+    assert not np.array_equal(before, after)

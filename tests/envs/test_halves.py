@@ -1,12 +1,13 @@
 """A vector environment in two halves: for everybody the same as a whole one, and stepped alternately by our agents."""
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor, load_results
-from stable_baselines3.common.vec_env import VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 
 from tether.agents import MDPO, PPO
 from tether.envs import make_vec
@@ -14,6 +15,19 @@ from tether.envs.halves import HalvesVecEnv
 
 pytest.importorskip("envpool")
 ENV = "Hopper-v4"
+
+
+class Numbered(gym.Env):
+    """Knows its number."""
+
+    observation_space = action_space = gym.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    render_mode = None
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def twice(self) -> int:
+        return 2 * self.number
 
 
 @pytest.fixture
@@ -105,6 +119,8 @@ def test_ordinary_tools_take_it_for_an_ordinary_environment(recwarn):
     env = make_vec(ENV, 4, seed=0, backend="envpool", halves=True)
     assert env.env_is_wrapped(Monitor) == [True] * 4
     assert env.get_attr("render_mode", [0, 3]) == [None, None]
+    with pytest.raises(AttributeError, match="no attribute 'state'"):
+        env.get_attr("state")
     agent = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=1, seed=0)
     evaluate_policy(agent, env, 2)
     assert not [w for w in recwarn if "Monitor" in str(w.message)]
@@ -130,3 +146,31 @@ def test_seeds_go_on_over_the_halves():
     env.seed(5)
     halves.seed(5)
     assert np.array_equal(env.reset(), halves.reset())
+
+
+def test_answers_come_in_the_order_asked():
+    halves = HalvesVecEnv(*(DummyVecEnv([lambda i=i: Numbered(i) for i in part]) for part in ((0, 1), (2, 3))))
+    assert halves.get_attr("number", [3, 0, 2]) == [3, 0, 2]
+    assert halves.env_method("twice", indices=[2, 1]) == [4, 2]
+    halves.set_attr("number", 9, [1, 2])
+    assert halves.get_attr("number") == [0, 9, 9, 3]
+
+
+def test_what_a_callback_keeps_stays_as_it_was():
+    kept = []
+
+    class Keep(BaseCallback):
+        def _on_step(self) -> bool:
+            kept.append([self.locals[key] for key in ("new_obs", "rewards", "dones")])
+            return True
+
+    env = make_vec(ENV, 4, seed=0, backend="envpool", halves=True)
+    agent = PPO("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=0)
+    agent.learn(128, callback=Keep())
+    for t in range(31):
+        assert np.array_equal(kept[t][0], agent.rollout.observations[t + 1].numpy())
+        assert np.array_equal(kept[t][1], agent.rollout.rewards[t])
+    first = kept[0][1].copy()
+    agent.learn(128, reset_num_timesteps=False)
+    assert np.array_equal(kept[0][1], first)
+    env.close()
