@@ -135,7 +135,7 @@ class TestBareModels:
     def test_agent_that_is_not_in_the_catalogue(self, refused, tmp_path: Path) -> None:
         A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
         sentence = refused("evaluate", tmp_path / "a2c.zip", "--env", "CartPole-v1")
-        assert f"{tmp_path / 'a2c.zip'} was saved by none of MDPO, " in sentence
+        assert f"{tmp_path / 'a2c.zip'} was saved by none of BPO, MDPO, " in sentence
 
     def test_without_env(self, refused, bare: Path) -> None:
         assert f"No manifest.json beside {bare} names its environment: give it with --env." in refused("evaluate", bare)
