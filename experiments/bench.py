@@ -6,6 +6,7 @@ Every contestant is one way of training (agent, hyperparameters, backend). What 
 from __future__ import annotations
 
 import itertools
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ ENVS = ("HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "dm_control/cheetah-run-v0
 EQUAL = {"n_steps": 256, "batch_size": 512, "n_epochs": 10}
 ENVS_PER_AGENT = 8
 LIMIT_ENVS = 16
+REFERENCES = ("SB3 PPO", "SB3 PPO, DummyVecEnv", "SB3 PPO, defaults")
 
 
 @dataclass
@@ -112,7 +114,7 @@ def _preset(cls: Any, name: str, **kwargs: Any) -> Callable[[str], BaseAlgorithm
     def make(env_id: str) -> BaseAlgorithm:
         arguments = preset(name, env_id)
         normalize = {"normalize": True} if arguments.get("normalize") else {}
-        env = _vec(env_id, arguments["n_envs"], **kwargs, **normalize)
+        env = _vec(env_id, arguments.get("n_envs", 1), **kwargs, **normalize)
         return cls("MlpPolicy", env, seed=0, device="cpu", **build_arguments(name, arguments))
 
     return make
@@ -184,7 +186,8 @@ def on_policy(
     With networks of this size SB3's PPO is no faster with more threads, and on a busy machine far slower.
 
     :param envs: environment ids; None: :data:`ENVS`
-    :param out: folder for ``on-policy.md`` and ``on-policy.json``, written anew after each environment
+    :param out: folder for ``on-policy.md`` and ``on-policy.json``, written after each environment, beside what they hold
+        of others
     :param only: names of contestants; None: all
     :param rounds: each trains once a round, for about ``seconds``
     :param command: for the head of the table
@@ -201,18 +204,26 @@ def on_policy(
     before = th.get_num_threads()
     th.set_num_threads(1)
     try:
-        results: list[dict[str, Any]] = []
+        results = _results_of(out)
         for env_id in envs or ENVS:
-            results.append(_race(env_id, [one for one in contestants() if not chosen or one.name in chosen], rounds, seconds))
-            text = _markdown(results, rounds, command)
+            racers = [one for one in contestants() if not chosen or one.name in chosen]
+            result = _race(env_id, racers, rounds, seconds)
+            made = {"command": command, "hardware": hardware(), "versions": versions(), **git_revision()}
+            results = [other for other in results if other["env"] != env_id] + [{**result, **made}]
+            text = _markdown(results)
             if out is not None:
                 out.mkdir(parents=True, exist_ok=True)
-                record = {"command": command, "hardware": hardware(), "versions": versions(), **git_revision()}
-                write_json(out / "on-policy.json", {**record, "results": results})
+                write_json(out / "on-policy.json", results)
                 write_atomically(out / "on-policy.md", text)
     finally:
         th.set_num_threads(before)
     return text
+
+
+def _results_of(out: Path | None) -> list[dict[str, Any]]:
+    """What an earlier command left in the folder: its environments stay in the table until they are measured again."""
+    path = out and out / "on-policy.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path and path.is_file() else []
 
 
 def _race(env_id: str, racers: list[_Contestant], rounds: int, seconds: float) -> dict[str, Any]:
@@ -232,27 +243,26 @@ def _race(env_id: str, racers: list[_Contestant], rounds: int, seconds: float) -
     return {"env": env_id, "random actions/s": physics.rates, "contestants": rows}
 
 
-def _markdown(results: list[dict[str, Any]], rounds: int, command: str) -> str:
-    machine = hardware()
+def _markdown(results: list[dict[str, Any]]) -> str:
     lines = [
         "# Training speed of the on-policy agents",
         "",
-        f"`{command}` on {machine['cpu']}, {machine['cores']} cores, one torch thread each, no GPU.",
-        "",
-        f"Median of {rounds} rounds, range in brackets. In a round all train in turns; ratios are medians of the ratios",
-        "within a round. *env*: sending actions and waiting for the environments; *update*: `train`; *policy*: all else.",
-        f"*of the limit*: against random actions on {LIMIT_ENVS} environments of the fastest backend, on which SB3's agents",
+        "Medians over rounds, ranges in brackets. In a round all train in turns, one torch thread each; ratios are medians of",
+        "the ratios within a round. *env*: sending actions and waiting for the environments; *update*: `train`; *policy*: all",
+        f"else. *of the limit*: against random actions on {LIMIT_ENVS} environments of the fastest backend, on which SB3's agents",
         "run too where no other is named.",
     ]
     for result in results:
-        lines += ["", f"## {result['env']}", "", *_table(result)]
+        machine, rounds = result["hardware"], len(result["random actions/s"])
+        made = f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}; {rounds} rounds."
+        lines += ["", f"## {result['env']}", "", made, "", *_table(result)]
     return "\n".join(lines) + "\n"
 
 
 def _table(result: dict[str, Any]) -> list[str]:
     limit, rows = np.array(result["random actions/s"]), result["contestants"]
     rates = {name: np.array(row["env steps/s"]) for name, row in rows.items()}
-    references = [name for name in ("SB3 PPO", "SB3 PPO, defaults") if name in rates]
+    references = [name for name in REFERENCES if name in rates]
     head = ["agent", "settings", "env steps/s", "env µs", "policy µs", "update µs", "of the limit"]
     head += [f"of {reference}" for reference in references]
     lines = [f"Random actions: {np.median(limit):,.0f} env steps/s [{limit.min():,.0f}, {limit.max():,.0f}].", ""]

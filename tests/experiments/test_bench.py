@@ -27,7 +27,7 @@ def test_a_small_race(tether, tmp_path: Path) -> None:
     assert text == outcome.out[: len(text)]
     assert "## CartPole-v1" in text
     record = json.loads((tmp_path / "speed/on-policy.json").read_text())
-    (result,) = record["results"]
+    (result,) = record
     assert set(result["contestants"]) == {"PPO", "SB3 PPO"}
     assert len(result["random actions/s"]) == 2
     for row in result["contestants"].values():
@@ -35,7 +35,12 @@ def test_a_small_race(tether, tmp_path: Path) -> None:
         for rate, share in zip(row["env steps/s"], row["us per env step"], strict=True):
             assert sum(share.values()) == pytest.approx(1e6 / rate, rel=1e-6)
             assert all(part > 0.0 for part in share.values())
-    assert record["hardware"]["cpu"] in text
+    assert result["hardware"]["cpu"] in text
+    words = ("--env", "Pendulum-v1", "--only", "PPO", "--rounds", 1, "--seconds", 0.1, "--out", tmp_path / "speed")
+    assert tether("bench", "on-policy", *words).code == 0
+    later = (tmp_path / "speed/on-policy.md").read_text()
+    assert "## CartPole-v1" in later, "other environments keep their tables"
+    assert "## Pendulum-v1" in later
 
 
 def test_the_table_has_medians_of_ratios_within_rounds() -> None:
@@ -46,10 +51,12 @@ def test_the_table_has_medians_of_ratios_within_rounds() -> None:
 
     result = {
         "env": "Some-v0",
+        "command": "tether bench",
+        "hardware": {"cpu": "Some CPU", "cores": 2, "gpu": None},
         "random actions/s": [100.0, 200.0, 400.0],
         "contestants": {"Ours": row([20.0, 60.0, 200.0]), "SB3 PPO": row([10.0, 20.0, 100.0])},
     }
-    line = next(line for line in _markdown([result], 3, "tether bench").splitlines() if line.startswith("| Ours"))
+    line = next(line for line in _markdown([result]).splitlines() if line.startswith("| Ours"))
     assert line == "| Ours | some | 60 [20, 200] | 1 | 2 | 3 | 0.30 | 2.00 |"
 
 
