@@ -249,13 +249,13 @@ def _markdown(results: list[dict[str, Any]]) -> str:
         "",
         "Medians over rounds, ranges in brackets. In a round all train in turns, one torch thread each; ratios are medians of",
         "the ratios within a round. *env*: sending actions and waiting for the environments; *update*: `train`; *policy*: all",
-        f"else. *of the limit*: against random actions on {LIMIT_ENVS} environments of the fastest backend, on which SB3's agents",
-        "run too where no other is named.",
+        f"else. *of the limit*: against random actions on {LIMIT_ENVS} environments of the fastest backend, on which SB3's",
+        "agents run too where no other is named.",
     ]
     for result in results:
         machine, rounds = result["hardware"], len(result["random actions/s"])
-        made = f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}; {rounds} rounds."
-        lines += ["", f"## {result['env']}", "", made, "", *_table(result)]
+        where = f"{machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}"
+        lines += ["", f"## {result['env']}", "", f"`{result['command']}` on {where}; {rounds} rounds.", "", *_table(result)]
     return "\n".join(lines) + "\n"
 
 
