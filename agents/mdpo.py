@@ -229,7 +229,9 @@ class MDPO(OnPolicyAgent):
         batch = self._rollout_batch()
         of_value = {key: batch[key] for key in ("observations", "old_values", "returns")}
         of_policy, info = side_by_side(
-            lambda: self._improve_policy(batch), lambda: self.value_update.run(of_value, self.value_epochs), self.device
+            lambda: self._improve_policy(batch),
+            lambda: self.value_update.run(of_value, self.value_epochs),
+            threads=self.device.type == "cpu" and not self.compile_loss,
         )
         self._n_updates += self.policy_steps
         self._record_update(of_policy | info, batch)

@@ -53,13 +53,14 @@ def mean_of(infos: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
     return {key: th.stack([info[key].detach() for info in infos]).mean() for key in infos[0]}
 
 
-def side_by_side(first: Callable[[], T], second: Callable[[], T], device: th.device) -> tuple[T, T]:
-    """Results of two updates that share no parameters, on the CPU in two threads, elsewhere one after the other.
+def side_by_side(first: Callable[[], T], second: Callable[[], T], threads: bool) -> tuple[T, T]:
+    """Results of two updates that share no parameters, in two threads or one after the other.
 
     torch lets other threads run inside its operations, so the second core works too, and no thread ever spins. At most
-    one of the two may draw random numbers, or the seed would not fix the weights.
+    one of the two may draw random numbers, or the seed would not fix the weights; and none may compile, which puts the
+    generator's state back behind the other's draws.
     """
-    if device.type != "cpu":
+    if not threads:
         return first(), second()
     with ThreadPoolExecutor(1) as pool:
         other = pool.submit(second)

@@ -147,13 +147,14 @@ def test_every_sample_is_used_once_an_epoch():
 
 
 def test_side_by_side_gives_both_results_and_passes_errors_on():
-    assert side_by_side(lambda: 1, lambda: 2, th.device("cpu")) == (1, 2)
+    assert side_by_side(lambda: 1, lambda: 2, threads=True) == (1, 2)
+    assert side_by_side(lambda: 1, lambda: 2, threads=False) == (1, 2)
 
     def broken():
         raise ValueError("of the second")
 
     with pytest.raises(ValueError, match="of the second"):
-        side_by_side(lambda: 1, broken, th.device("cpu"))
+        side_by_side(lambda: 1, broken, threads=True)
 
 
 @pytest.mark.parametrize("cls", [BPO, MDPO, PPO])
