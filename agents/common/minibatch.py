@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch as th
@@ -16,7 +17,7 @@ class MinibatchAgent(OnPolicyAgent):
     :param n_steps: steps per environment and iteration
     :param batch_size: samples a gradient step; must divide ``n_steps * n_envs``
     :param n_epochs: passes over the rollout
-    :param args: the other arguments of :class:`OnPolicyAgent`
+    :param kwargs: the other arguments of :class:`OnPolicyAgent`
     """
 
     update: Update
@@ -44,17 +45,17 @@ class MinibatchAgent(OnPolicyAgent):
         """The minibatch."""
         return self.batch_size
 
+    @abstractmethod
     def loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """The scalar to minimise on a minibatch of :meth:`_rollout_batch` and :meth:`schedules`, and its named terms."""
-        raise NotImplementedError
 
     def schedules(self) -> dict[str, float]:
         """Scalars of the loss at this point of the training; they join the batch and the log."""
         return {}
 
+    @abstractmethod
     def trust_region(self, ratio: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Size of the step, from the ratios pi / pi_old of the whole rollout (N,), and what bounds it."""
-        raise NotImplementedError
 
     def after_epoch(self, batch: Batch, info: dict[str, th.Tensor]) -> bool:
         """Called after every epoch with the whole rollout and the epoch's means; True ends the update."""
