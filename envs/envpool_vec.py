@@ -1,13 +1,14 @@
 """EnvPool's C++ environments as a Stable-Baselines3 `VecEnv` with the whole contract.
 
-EnvPool's own interface differs from what SB3 needs in five ways, which this file sets right:
+EnvPool's own interface differs from what SB3 needs in six ways, which this file sets right:
 
 - it resets on the step *after* the end: here the ended environments are reset at once, by their ids;
 - it reports an end at the time limit as a truncation even if the task ended in that very step: here EnvPool gets no
   time limit, the adapter counts the steps itself, and `TimeLimit.truncated` is true for time limits only;
 - observations are float64, some in pieces: here they are the reference environment's, in its order and dtype;
 - the bounds of some spaces are wrong: here the spaces are the reference's;
-- it seeds at construction only: here `seed` rebuilds the pool at the next `reset`.
+- it seeds at construction only: here `seed` rebuilds the pool at the next `reset`;
+- its state cannot be read: here it is lived through again, see `pool_replay.py`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvStepReturn
 
 from .pool_env import NO_LIMIT
+from .pool_replay import EpisodeLog
 from .suite import EnvError, PoolTask, is_hwc_image
 
 
@@ -61,11 +63,13 @@ class EnvPoolVecEnv(VecEnv):
         self._ids = np.arange(n_envs, dtype=np.int32)
         self._lengths = np.zeros(n_envs, dtype=np.int64)
         self._pool: Any = None
+        self._log = EpisodeLog(n_envs)
         self.seed()
 
     def _build(self, seeds: Sequence[int]) -> None:
         import envpool
 
+        self._log.begin([int(seed) for seed in seeds])
         self._pool = envpool.make_gymnasium(
             self._task.pool_id,
             num_envs=self.num_envs,
@@ -104,8 +108,9 @@ class EnvPoolVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """Send the actions, (n_envs, d) or (n_envs,) where they are discrete; the physics runs from here on."""
+        self._log.act(actions := np.ascontiguousarray(actions, dtype=self._action_type))
         # The pool's `send` and `recv` build trees of dicts around these two calls, which take a quarter of a step.
-        self._pool._send([self._ids, self._ids, np.ascontiguousarray(actions, dtype=self._action_type)])
+        self._pool._send([self._ids, self._ids, actions])
 
     def step_wait(self) -> VecEnvStepReturn:
         """Wait for the step that `step_async` began; see the class for what comes back."""
@@ -136,6 +141,7 @@ class EnvPoolVecEnv(VecEnv):
         self._lengths[ended] = 0
 
     def _reset(self, ids: np.ndarray) -> np.ndarray:
+        self._log.reset(ids)
         self._pool._reset(ids)
         return self._observations(self._pool._recv())
 
@@ -146,6 +152,22 @@ class EnvPoolVecEnv(VecEnv):
             return state[self._obs_columns[0]].astype(dtype, copy=False)  # EnvPool gives every step its own memory
         count = len(state[self._columns["done"]])
         return np.concatenate([state[c].reshape(count, -1) for c in self._obs_columns], axis=1, dtype=dtype)
+
+    def resumable_state(self) -> dict[str, Any]:
+        """Where the environments are, as plain data; between two steps."""
+        return {"log": self._log.state(), "lengths": self._lengths.copy(), "seeds": list(self._seeds)}
+
+    def resume_from(self, state: dict[str, Any]) -> None:
+        """Bring the environments to where :meth:`resumable_state` found them, see :class:`EpisodeLog`."""
+        if state["log"]["seeds"]:
+            self._build(state["log"]["seeds"])
+            self._log.replay(state["log"], self._reset, self._step_some)
+        self._lengths[:] = state["lengths"]
+        self._seeds = list(state["seeds"])
+
+    def _step_some(self, ids: np.ndarray, actions: np.ndarray) -> None:
+        self._pool._send([ids, ids, actions])
+        self._pool._recv()
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """``render_mode``, ``spec`` or ``metadata``, once per environment; there is no other attribute to read."""

@@ -9,6 +9,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from .pool_replay import EpisodeLog
+
 NO_LIMIT = 2**31 - 1  # steps; EnvPool stores it as int32
 
 
@@ -34,30 +36,46 @@ class PoolEnv(gym.Env):
         self.observation_space, self.action_space, self.render_mode = observation_space, action_space, render_mode
         self._pool_id, self._config = pool_id, config
         self._pool: Any = None
+        self._log = EpisodeLog(1)
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def _build(self, seed: int) -> None:
         import envpool
 
+        self._log.begin([seed])
+        self._pool = envpool.make_gymnasium(
+            self._pool_id, num_envs=1, num_threads=1, seed=seed, max_episode_steps=NO_LIMIT, **self._config
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         if self._pool is None or seed is not None:
-            self._pool = envpool.make_gymnasium(
-                self._pool_id,
-                num_envs=1,
-                num_threads=1,
-                seed=int(self.np_random.integers(2**31)),
-                max_episode_steps=NO_LIMIT,
-                **self._config,
-            )
+            self._build(int(self.np_random.integers(2**31)))
+        self._log.reset(np.zeros(1, np.int32))
         observations, infos = self._pool.reset()
         return self._first(observations), _scalars(infos)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observations, rewards, terminated, _, infos = self._pool.step(np.array([action]))
+        self._log.act(actions := np.array([action]))
+        observations, rewards, terminated, _, infos = self._pool.step(actions)
         return self._first(observations), float(rewards[0]), bool(terminated[0]), False, _scalars(infos)
 
     def _first(self, observations: np.ndarray) -> np.ndarray:
         self._observation = observations[0].astype(self.observation_space.dtype)
         return self._observation
+
+    def resumable_state(self) -> dict[str, Any]:
+        """Where the environment is, as plain data."""
+        return {"log": self._log.state(), "random": self.np_random.bit_generator.state}
+
+    def resume_from(self, state: dict[str, Any]) -> None:
+        """Bring the environment to where :meth:`resumable_state` found it, see :class:`EpisodeLog`."""
+        if state["log"]["seeds"]:
+            self._build(*state["log"]["seeds"])
+            self._log.replay(state["log"], lambda _: self._first(self._pool.reset()[0]), self._step_again)
+        self.np_random.bit_generator.state = state["random"]
+
+    def _step_again(self, _: np.ndarray, actions: np.ndarray) -> None:
+        self._first(self._pool.step(actions)[0])
 
     def render(self) -> Any:
         return self._observation if self.render_mode == "rgb_array" else None

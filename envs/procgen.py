@@ -67,6 +67,24 @@ class OpenAIProcgen(gym.Env):
         rewards, observations, firsts = self._game.observe()
         return float(rewards[0]), observations["rgb"][0].copy(), bool(firsts[0])
 
+    def resumable_state(self) -> dict[str, Any]:
+        """The game's own state and what it showed last, as plain data."""
+        state = {"random": self.np_random.bit_generator.state, "fresh": self._fresh, "game": None}
+        if self._game is not None:
+            state |= {"game": self._game.callmethod("get_state")[0], "picture": self._picture}
+        return state
+
+    def resume_from(self, state: dict[str, Any]) -> None:
+        """Bring the game to where :meth:`resumable_state` found it."""
+        if state["game"] is not None:
+            if self._game is None:
+                self.reset(seed=0)
+            self._game.callmethod("set_state", [state["game"]])
+            self._game.observe()
+            self._picture = state["picture"].copy()
+        self._fresh = state["fresh"]
+        self.np_random.bit_generator.state = state["random"]
+
     def render(self) -> Any:
         return self._picture if self.render_mode == "rgb_array" else None
 

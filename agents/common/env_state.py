@@ -12,6 +12,7 @@ import functools
 import hashlib
 import io
 import logging
+import pathlib
 import random
 import re
 import threading
@@ -29,7 +30,7 @@ from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import SubprocVecEnv
 
-from .plain import PlainDataError, encode
+from .plain import Arrays, PlainDataError, encode
 
 
 class NoStateError(ValueError):
@@ -59,7 +60,7 @@ class Resumable(gym.Wrapper, gym.utils.RecordConstructorArgs):
 _NOTHING = (
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial, io.IOBase,
     logging.Logger, re.Pattern, weakref.ref, threading.Event, type(threading.Lock()), type(threading.RLock()),
-    EnvSpec, MujocoRenderer, ResultsWriter,
+    EnvSpec, pathlib.PurePath, MujocoRenderer, ResultsWriter, mujoco.MjvCamera, mujoco.MjvOption, mujoco.MjvScene, mujoco.Renderer,
 )  # fmt: skip
 # What was told to the last caller, constructor arguments, and windows.
 _LEFT_OUT = frozenset({
@@ -187,7 +188,7 @@ def _digest(array: np.ndarray) -> str:
 
 def _is_plain(thing: Any) -> bool:
     try:
-        encode(thing, {})
+        encode(thing, Arrays())
     except (PlainDataError, RecursionError):
         return False
     return True
@@ -236,21 +237,22 @@ def _make_generator(state: Any) -> np.random.Generator | None:
     return made
 
 
-def _take_space(space: spaces.Space) -> Any:
+def take_space(space: spaces.Space) -> Any:
     """A space's random generator and those of its parts; everything else in it is constant."""
     parts = space.values() if isinstance(space, spaces.Dict) else space if isinstance(space, spaces.Tuple) else ()
     own = None if space._np_random is None else _take_generator(space._np_random)
-    return {"random": own, "parts": [_take_space(part) for part in parts]}
+    return {"random": own, "parts": [take_space(part) for part in parts]}
 
 
-def _give_space(space: spaces.Space, state: Any) -> None:
+def give_space(space: spaces.Space, state: Any) -> None:
+    """Put back what :func:`take_space` took."""
     parts = space.values() if isinstance(space, spaces.Dict) else space if isinstance(space, spaces.Tuple) else ()
     if state["random"] is None:
         space._np_random = None
     else:
         _give_generator(space.np_random, state["random"])
     for part, own in zip(parts, state["parts"], strict=True):
-        _give_space(part, own)
+        give_space(part, own)
 
 
 def _arrays_of(thing: Any) -> dict[str, np.ndarray]:
@@ -335,7 +337,7 @@ _SPECIAL: list[tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[[Any,
         lambda x: {"python": x.getstate()},
         lambda x, state: x.setstate(state["python"]),
     ),
-    (lambda x: isinstance(x, spaces.Space), _take_space, _give_space),
+    (lambda x: isinstance(x, spaces.Space), take_space, give_space),
     (lambda x: isinstance(x, mujoco.MjData), _take_data, _give_data),
     (lambda x: isinstance(x, mujoco.MjModel), _take_model, _give_arrays),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,13 +15,13 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from .agent import Agent
 from .advantages import generalized_advantage
 from .finite import check_finite, check_finite_info
 from .normalization import RewardScaler
 from .parts import Part, parts_of
 from .policies import NormalizedActorCriticPolicy
 from .rollout import Rollout
-from .threads import torch_threads
 from .updates import Batch, in_chunks
 
 
@@ -34,7 +35,7 @@ def _stack(observations: tuple[Any, ...]) -> Any:
 SelfOnPolicyAgent = TypeVar("SelfOnPolicyAgent", bound="OnPolicyAgent")
 
 
-class OnPolicyAgent(OnPolicyAlgorithm):
+class OnPolicyAgent(Agent, OnPolicyAlgorithm):
     """Base of the on-policy agents: everything but the losses.
 
     It differs from SB3's ``OnPolicyAlgorithm`` in what it does per step: only the policy is evaluated there; the values
@@ -136,11 +137,14 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         ).to(self.device)
         self.reward_scaler = RewardScaler(self.n_envs, self.gamma).to(self.device)
         self.rollout = Rollout(self.n_steps, self.n_envs, self.observation_space, self.action_space, self.device)
+        self._position = 0  # steps of the rollout that are done
+        self._parts: list[Part] = []
+        self._between_steps = True
 
     # ------------------------------------------------------------------ experience
 
     def collect_rollouts(self, env: VecEnv, callback: BaseCallback, *_: Any, **__: Any) -> bool:
-        """Fill ``self.rollout`` with ``n_steps`` steps of every environment.
+        """Fill ``self.rollout`` with ``n_steps`` steps of every environment, from where it was left.
 
         Where the class of ``env`` offers ``halves``, two vector environments that together are the whole, they are
         stepped alternately in that order: one half's physics run while the other half's actions are computed. Each
@@ -148,27 +152,37 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         transitions are those of stepping both together. Callbacks then see step t while the first halves of step
         t + 1 are under way; nothing is under way at the end of a rollout.
 
-        :return: False if a callback stopped the training
+        :return: False if a callback stopped the training; the next call goes on after the last step it saw
         :raises NonFiniteError: naming the environment and step of the first reward or observation that is not finite
         """
         self.policy.set_training_mode(False)
-        self.rollout.reset()
-        callback.on_rollout_start()
-        check_finite(self._last_obs, "observation", self.num_timesteps)
+        if self._position == 0:
+            self.rollout.reset()
+            self._parts = parts_of(env)
+            callback.on_rollout_start()
+            check_finite(self._last_obs, "observation", self.num_timesteps)
+            noise = self.policy.draw_noise((self.n_steps, env.num_envs))
+            self._noise = noise.numpy() if noise.device.type == "cpu" else noise
+        # Moments and weights do not change within a rollout.
         self._standardize, self._sample = self.policy.standardizer(), self.policy.sampler()
-        noise = self.policy.draw_noise((self.n_steps, env.num_envs))
-        self._noise = noise.numpy() if noise.device.type == "cpu" else noise
-        parts = parts_of(env)
         try:
-            return self._step_through(parts, env.num_envs, callback)
-        finally:
-            self._land(parts)
+            going_on = self._step_through(self._parts, env.num_envs, callback)
+        except BaseException:
+            self._land() if self._between_steps else self._abandon()
+            raise
+        self._land()
+        if going_on:
+            callback.on_rollout_end()
+            self._position = 0
+        return going_on
 
     def _step_through(self, parts: list[Part], n_envs: int, callback: BaseCallback) -> bool:
         ahead = len(parts) > 1
-        for part in parts:
-            self._send(part, 0)
-        for t in range(self.n_steps):
+        while self._position < self.n_steps:
+            t, self._between_steps = self._position, False
+            for part in parts:
+                if not part.under_way and part.arrived is None:
+                    self._send(part, t)
             infos: list[dict[str, Any]] = []
             if ahead:
                 self._last_obs = self._last_obs.copy()  # type: ignore[union-attr] # what callbacks were given stays as it was
@@ -177,25 +191,27 @@ class OnPolicyAgent(OnPolicyAlgorithm):
                 if ahead and t + 1 < self.n_steps:
                     self._send(part, t + 1)
             self.num_timesteps += n_envs
+            self._position, self._between_steps = t + 1, True
             rewards, dones, new_obs = self.rollout.rewards[t].copy(), self.rollout.dones[t].copy(), self._last_obs
             callback.update_locals(locals())
             if not callback.on_step():
                 return False
-            if not ahead and t + 1 < self.n_steps:
-                self._send(parts[0], t + 1)
-        callback.on_rollout_end()
         return True
 
     def _send(self, part: Part, t: int) -> None:
         """Choose the actions of step t for a part of the environments and set it going."""
         observations = self.rollout.observe(t, part.envs, part.of(self._last_obs))
         actions = self._sample(observations, self._noise[t, part.envs])
+        check_finite(actions, "action", self.num_timesteps, part.first)
         self.rollout.act(t, part.envs, actions)
         part.env.step_async(self._to_env(actions))
         part.under_way = True
 
     def _receive(self, part: Part, t: int) -> list[dict[str, Any]]:
         """Wait for a part of the environments and store what came of its step t."""
+        if part.arrived is not None:
+            infos, part.arrived = part.arrived, None
+            return infos
         new_obs, rewards, dones, infos = part.wait()
         steps = self.num_timesteps + self.n_envs
         check_finite(rewards, "reward", steps, part.first)
@@ -208,14 +224,49 @@ class OnPolicyAgent(OnPolicyAlgorithm):
             self._update_info_buffer(infos, dones)
         return infos
 
-    def _land(self, parts: list[Part]) -> None:
-        """Take in the steps under way where a callback or an error ended the rollout; they are nobody's transitions."""
-        for part in parts:
+    def _land(self) -> None:
+        """Take in the steps under way, so that the environments are at rest; their turn comes when the rollout goes on."""
+        for part in self._parts:
             if part.under_way:
-                new_obs, _, dones, infos = part.wait()
-                self._last_obs = part.into(self._last_obs, new_obs)
-                self._last_episode_starts[part.envs] = dones  # type: ignore[index]
-                self._update_info_buffer(infos, dones)
+                part.arrived = self._receive(part, self._position)
+
+    def _abandon(self) -> None:
+        """After an error in the middle of a step: nothing is under way, and the environments must be reset."""
+        for part in self._parts:
+            if part.under_way:
+                with suppress(Exception):
+                    part.wait()
+        self._forget_rollout()
+        self._last_obs = None
+
+    def _forget_rollout(self) -> None:
+        """Begin the next rollout at its first step."""
+        self._parts, self._position = [], 0
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As in SB3; a rollout that was interrupted is forgotten."""
+        super().set_env(env, force_reset)
+        self._forget_rollout()
+
+    def rollout_state(self) -> dict[str, Any]:
+        """The rollout under way and what else is in no file of the model, for a checkpoint; lands what is under way."""
+        self._land()
+        state: dict[str, Any] = {"position": self._position, "returns": self.reward_scaler.returns}
+        if self._position:
+            arrived = [part.arrived for part in self._parts]
+            state |= {"rollout": self.rollout.state(self._position + 1), "noise": self._noise, "arrived": arrived}
+        return state
+
+    def restore_rollout_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`rollout_state` gave."""
+        self.reward_scaler.returns.copy_(state["returns"])
+        self._position = state["position"]
+        if self._position:
+            self.rollout.restore(state["rollout"])
+            self._noise = state["noise"]
+            self._parts = parts_of(self.env)  # type: ignore[arg-type]
+            for part, infos in zip(self._parts, state["arrived"], strict=True):
+                part.arrived = infos
 
     def _to_env(self, actions: np.ndarray) -> np.ndarray:
         """What the environment is given: the sampled action, clipped where the space is a box."""
@@ -309,27 +360,29 @@ class OnPolicyAgent(OnPolicyAlgorithm):
         """Train for ``total_timesteps`` env steps, rounded up to whole rollouts; arguments as in SB3."""
         if reset_num_timesteps or self._last_obs is None:
             self.reward_scaler.returns.zero_()  # the environments start new episodes
-        with torch_threads(self.policy, self.samples_per_step()):
-            total_timesteps, callback = self._setup_learn(
-                total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
-            )
+            self._forget_rollout()
+        total_timesteps, callback = self._setup_learn(
+            total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
+        )
+        with self._torch_threads(self.samples_per_step()):
             callback.on_training_start(locals(), globals())
-            iteration = 0
-            while self.num_timesteps < total_timesteps:
+            # A rollout that a callback interrupted is finished in any case, as it would have been without.
+            while self.num_timesteps < total_timesteps or self._position:
                 if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
                     break
-                iteration += 1
-                self._update_current_progress_remaining(self.num_timesteps, total_timesteps)
+                self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
                 self.train()
                 # The normaliser moves after the update: until then old policy and behaviour policy are one function.
                 self.policy.update_moments(self.rollout.flat_observations())
+                iteration = self.num_timesteps // (self.n_steps * self.n_envs)
                 if log_interval and iteration % log_interval == 0:
                     self.dump_logs(iteration)
             callback.on_training_end()
         return self
 
     def _excluded_save_params(self) -> list[str]:
-        own = ["rollout", "update", "policy_update", "value_update", "_standardize", "_sample", "_noise"]
+        own = ["rollout", "update", "policy_update", "value_update"]
+        own += ["_standardize", "_sample", "_noise", "_parts", "_position", "_between_steps"]
         return [*super()._excluded_save_params(), *own]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -14,7 +14,8 @@ class Part:
 
     env: VecEnv
     envs: slice
-    under_way: bool = False
+    under_way: bool = False  # an action was sent, and what comes of it has not been taken in
+    arrived: list[dict[str, Any]] | None = None  # the infos of a step that was taken in before its turn
 
     @property
     def first(self) -> int:

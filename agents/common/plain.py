@@ -23,7 +23,27 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from .flat_adam import FlatAdam
 
-Arrays = dict[str, np.ndarray]
+
+class Arrays:
+    """Arrays on their way to a file: all of one dtype in one, because a file of thousands of small ones takes long."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[np.ndarray]] = {}
+        self.sizes: dict[str, int] = {}
+
+    def put(self, array: np.ndarray) -> dict[str, Any]:
+        """Take an array in; what :func:`decode` needs to find it."""
+        array = array.astype(array.dtype.newbyteorder("="), copy=False)
+        kind, shape = array.dtype.str[1:], list(array.shape)
+        first = self.sizes.setdefault(kind, 0)
+        self.parts.setdefault(kind, []).append(array.ravel())
+        self.sizes[kind] += array.size
+        return {"kind": kind, "first": first, "shape": shape}
+
+    def packed(self) -> dict[str, np.ndarray]:
+        """One long array for each dtype, for ``numpy.savez``."""
+        return {kind: np.concatenate(parts) for kind, parts in self.parts.items()}
+
 
 # An array that holds one value everywhere is written as that value; a file must not make gigabytes of a few bytes.
 LARGEST_FILL = 2**26  # bytes
@@ -84,7 +104,7 @@ def encode(value: Any, arrays: Arrays | None = None) -> Any:
     """What ``json.dumps`` takes.
 
     :param value: numbers, words, containers, arrays, tensors, spaces, schedules, noise, what is registered
-    :param arrays: where arrays are put, under names that the result refers to; None: they are in the result, as base64
+    :param arrays: where arrays are put, and the result refers to them; None: they are in the result, as base64
     :raises PlainDataError: naming what is not plain data
     """
     if value is None or isinstance(value, (bool, str)) or type(value) is int:
@@ -127,9 +147,7 @@ def _write_array(value: np.ndarray, arrays: Arrays | None) -> dict[str, Any]:
         raise PlainDataError(f"an array of {value.dtype} is not plain data: only numbers and words are")
     shape, data = list(value.shape), np.ascontiguousarray(value)
     if arrays is not None and value.size > 8:
-        name = f"a{len(arrays)}"
-        arrays[name] = data
-        return {"at": name}
+        return {"at": arrays.put(data)}
     fill = value.size > 8 and value.nbytes <= LARGEST_FILL and data.tobytes() == data.ravel()[:1].tobytes() * value.size
     content = data.ravel()[:1] if fill else data
     return {
@@ -145,6 +163,7 @@ def _write_array(value: np.ndarray, arrays: Arrays | None) -> dict[str, Any]:
 def decode(data: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Any:
     """The object that :func:`encode` took apart.
 
+    :param arrays: of :meth:`Arrays.packed`
     :raises PlainDataError: for data that is none, or a name that is not registered here
     """
     if isinstance(data, list):
@@ -193,9 +212,10 @@ def _make_object(cls: Any, state: Any) -> Any:
 
 def _read_array(data: dict[str, Any], arrays: Mapping[str, np.ndarray] | None) -> np.ndarray:
     if "at" in data:
-        if arrays is None or data["at"] not in arrays:
-            raise PlainDataError(f"the array '{data['at']}' is missing")
-        return arrays[data["at"]]
+        place, shape = data["at"], tuple(data["at"]["shape"])
+        if arrays is None or place["kind"] not in arrays:
+            raise PlainDataError(f"the arrays of '{place['kind']}' are missing")
+        return arrays[place["kind"]][place["first"] : place["first"] + math.prod(shape)].reshape(shape).copy()
     dtype, shape = np.dtype(data["dtype"]), tuple(data["shape"])
     if dtype.kind not in _KINDS_OF_ARRAYS:
         raise PlainDataError(f"an array of {dtype} is not plain data")

@@ -108,3 +108,32 @@ class Rollout:
         """Actions as one batch, (T * E, *act); those of a box as (T * E, d)."""
         flat = self.actions.flatten(0, 1)
         return flat.flatten(1) if flat.ndim > 2 else flat
+
+    def state(self, n_steps: int) -> dict[str, Any]:
+        """The first ``n_steps`` steps, as arrays; what lies behind may be unwritten."""
+        return {
+            "observations": _first(self.observations, n_steps),
+            "actions": self.actions[:n_steps],
+            "rewards": self.rewards[:n_steps],
+            "dones": self.dones[:n_steps],
+            "timeouts": [list(timeout) for timeout in self.timeouts],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`state` gave."""
+        _write_first(self.observations, state["observations"])
+        for name in ("actions", "rewards", "dones"):
+            _write_first(getattr(self, name), state[name])
+        self.timeouts = [tuple(timeout) for timeout in state["timeouts"]]  # type: ignore[misc]
+
+
+def _first(store: Any, n_steps: int) -> Any:
+    return {key: part[:n_steps] for key, part in store.items()} if isinstance(store, dict) else store[:n_steps]
+
+
+def _write_first(store: Any, rows: Any) -> None:
+    if isinstance(store, dict):
+        for key, part in store.items():
+            _write_first(part, rows[key])
+    else:
+        store[: len(rows)] = rows

@@ -21,10 +21,10 @@ def threads_for(network: nn.Module, batch_size: int) -> int:
 
 
 @contextmanager
-def torch_threads(network: nn.Module, batch_size: int) -> Iterator[None]:
-    """Use :func:`threads_for` threads inside the block and put the former number back after it."""
+def use_threads(number: int) -> Iterator[None]:
+    """Use so many threads inside the block and put the former number back after it."""
     before = th.get_num_threads()
-    th.set_num_threads(threads_for(network, batch_size))
+    th.set_num_threads(number)
     try:
         yield
     finally:

@@ -9,20 +9,19 @@ The paper gives the unregularised form; the soft one is derived, and is what the
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, PyTorchObs, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, PyTorchObs, Schedule
 from stable_baselines3.common.utils import polyak_update
 from torch.nn import functional as F
 
 from ..common.divergences import log_q
-from ..common.finite import check_finite, check_finite_info
-from ..common.threads import torch_threads
+from ..common.finite import check_finite_info
+from ..common.off_policy import OffPolicyAgent
 from .policies import (
     MLP,
     MDPOActor,
@@ -30,8 +29,6 @@ from .policies import (
     OffPolicyMDPOMultiInputPolicy,
     OffPolicyMDPOPolicy,
 )
-
-SelfOffPolicyMDPO = TypeVar("SelfOffPolicyMDPO", bound="OffPolicyMDPO")
 
 DENSITY_FLOOR = 1e-6
 
@@ -54,7 +51,7 @@ def floored_log_q(log_density: th.Tensor, q: float) -> th.Tensor:
     return log_density if q == 1.0 else th.expm1((q - 1.0) * log_density) / (q - 1.0)
 
 
-class OffPolicyMDPO(OffPolicyAlgorithm):
+class OffPolicyMDPO(OffPolicyAgent):
     """Mirror Descent Policy Optimization (off-policy), with the V-network critic of the authors' code.
 
     :param policy: MlpPolicy, CnnPolicy, MultiInputPolicy or a class derived from :class:`OffPolicyMDPOPolicy`
@@ -316,26 +313,6 @@ class OffPolicyMDPO(OffPolicyAlgorithm):
             return super()._sample_action(learning_starts, action_noise, n_envs)
         action, _ = self.predict(self._last_obs, deterministic=True)  # type: ignore[arg-type]
         return action, self.policy.scale_action(action) if isinstance(self.action_space, spaces.Box) else action
-
-    def _store_transition(
-        self, replay_buffer: ReplayBuffer, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
-    ) -> None:
-        check_finite(reward, "reward", self.num_timesteps)
-        check_finite(new_obs, "observation", self.num_timesteps)
-        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
-
-    def learn(
-        self: SelfOffPolicyMDPO,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str = "OffPolicyMDPO",
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfOffPolicyMDPO:
-        """Train for ``total_timesteps`` env steps; arguments as in SB3."""
-        with torch_threads(self.policy, self.batch_size):
-            return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "actor", "critic"]

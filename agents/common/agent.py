@@ -1,0 +1,143 @@
+"""What every agent of the library has beside SB3's ``BaseAlgorithm``: safe files, exact checkpoints, the finite guard's terms."""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.type_aliases import GymEnv
+
+from .atomic import replace_file
+from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .model_file import ModelPath, build_model, read_model, with_suffix, write_model
+from .threads import threads_for, use_threads
+
+SelfAgent = TypeVar("SelfAgent", bound="Agent")
+
+
+class Agent(BaseAlgorithm):
+    """Comes before SB3's base class in an agent's bases.
+
+    After ``load_checkpoint`` schedules follow the total of the interrupted training, also where ``learn`` is called for a
+    part of what is left.
+    """
+
+    _schedule_total: int | None = None
+    _threads: int | None = None
+    _NOT_SAVED: ClassVar[tuple[str, ...]] = ("_schedule_total",)
+
+    # ------------------------------------------------------------------ files
+
+    def save(
+        self,
+        path: ModelPath,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+        sb3_compatible: bool = False,
+    ) -> None:
+        """Save the agent in one file that holds no pickled objects; see ``model_file.py`` for what is in it.
+
+        What cannot be plain data (a lambda as learning rate, a class that is not registered) is left out with a warning.
+
+        :param path: ``.zip`` is added where it has no suffix; or an open binary file
+        :param exclude: attributes to leave out
+        :param include: attributes to save that would be left out
+        :param sb3_compatible: write SB3's own pickled form, which ``BaseAlgorithm.load`` of plain SB3 reads
+        """
+        if not sb3_compatible:
+            return write_model(self, path, exclude, include)
+        if isinstance(path, io.BufferedIOBase):
+            return super().save(path, exclude, include)
+        file = io.BytesIO()
+        super().save(file, exclude, include)
+        path = with_suffix(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return replace_file(path, file.getvalue())
+
+    @classmethod
+    def load(  # type: ignore[override]
+        cls: type[SelfAgent],
+        path: str | pathlib.Path | io.BufferedIOBase,
+        env: GymEnv | None = None,
+        device: th.device | str = "auto",
+        custom_objects: dict[str, Any] | None = None,
+        print_system_info: bool = False,
+        force_reset: bool = True,
+        trust: bool = False,
+        **kwargs: Any,
+    ) -> SelfAgent:
+        """An agent from its file; nothing in the file is run.
+
+        :param env: environment to go on with; it is wrapped in the training's ``VecNormalize`` where there was one
+        :param custom_objects: attributes to take from here instead of from the file
+        :param print_system_info: print on what system it was saved, and this one
+        :param force_reset: let ``learn`` reset the environment first
+        :param trust: also read files of SB3 itself, which run code that the file chooses
+        :param kwargs: attributes to set otherwise than in the file
+        :raises ModelFileError: for a file that is no model of this class, damaged, or asks for trust
+        """
+        if print_system_info:
+            _print_system_info(path)
+        file = read_model(path, device, custom_objects, trust)
+        return build_model(cls, file, env, device, force_reset, **kwargs)
+
+    def save_checkpoint(self, folder: str | os.PathLike[str], keep: int = 2, score: float | None = None) -> Checkpoint:
+        """Save everything about the training, see :func:`~.checkpoint.save_checkpoint`; also from a callback."""
+        return save_checkpoint(self, pathlib.Path(folder), keep, score)
+
+    @classmethod
+    def load_checkpoint(
+        cls: type[SelfAgent], folder: str | os.PathLike[str], env: GymEnv, device: th.device | str = "auto", **kwargs: Any
+    ) -> SelfAgent:
+        """The agent in the middle of its training, see :func:`~.checkpoint.load_checkpoint`.
+
+            agent = MDPO.load_checkpoint(folder, env)
+            agent.learn(total - agent.num_timesteps, reset_num_timesteps=False)
+        """
+        return load_checkpoint(cls, pathlib.Path(folder), env, device, **kwargs)
+
+    # ------------------------------------------------------------------ learning
+
+    def _setup_learn(self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any) -> Any:
+        if reset_num_timesteps:
+            self._schedule_total = self._threads = None
+        noise = getattr(self, "action_noise", None)
+        if self._schedule_total is not None and noise is not None:  # a resumed training's noise goes on as it was
+            self.action_noise = None
+        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        if noise is not None and self.action_noise is None:
+            self.action_noise = noise
+        self._total_timesteps = max(self._total_timesteps, self._schedule_total or 0)
+        return result
+
+    @contextmanager
+    def _torch_threads(self, batch_size: int) -> Iterator[None]:
+        """As many threads inside the block as the rule gives, or as the training began with: sums depend on their number."""
+        if self._threads is None:
+            self._threads = threads_for(self.policy, batch_size)
+        with use_threads(self._threads):
+            yield
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), *self._NOT_SAVED]
+
+
+def _print_system_info(path: Any) -> None:
+    """SB3's two paragraphs."""
+    import zipfile
+
+    from stable_baselines3.common.utils import get_system_info
+
+    print("== CURRENT SYSTEM INFO ==")
+    get_system_info()
+    with zipfile.ZipFile(path if isinstance(path, io.BufferedIOBase) else with_suffix(path)) as archive:
+        print("== SAVED MODEL SYSTEM INFO ==")
+        print(archive.read("system_info.txt").decode())
+    if isinstance(path, io.BufferedIOBase):
+        path.seek(0)

@@ -1,0 +1,286 @@
+"""A trained agent as one file: SB3's zip layout, with nothing in it that runs when it is read.
+
+``data`` is plain JSON (see ``plain.py``), weights are torch's files, read with ``weights_only=True``, the statistics of a
+``VecNormalize`` are in ``vec_normalize.json``, and the zip's comment is a checksum of all before it. SB3's
+``load_from_zip_file`` and ``set_parameters`` read it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import pathlib
+import warnings
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import stable_baselines3 as sb3
+import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr, recursive_setattr
+from stable_baselines3.common.utils import check_for_correct_spaces, get_device, get_system_info
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
+
+from .atomic import replace_file
+from .plain import PlainDataError, decode, encode
+
+FORMAT = 1
+ModelPath = str | pathlib.Path | io.BufferedIOBase
+
+_COMMENT = b"tether sha256 "
+_DIGEST = 64  # hexadecimal digits at the file's end
+# Made again by the constructor, or states of a rollout, which a checkpoint keeps.
+_LEFT_OUT = frozenset({"lr_schedule", "_last_obs", "_last_original_obs", "_last_episode_starts"})
+_NORMALIZER = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward", "norm_obs_keys", "training", "ret_rms")
+
+
+class ModelFileError(ValueError):
+    """A file that is no model, is damaged, or needs trust; the message is a sentence that says what to do."""
+
+
+@dataclass
+class ModelFile:
+    """What is in a model's file.
+
+    :param data: attributes of the agent
+    :param params: state dicts of its modules and optimisers
+    :param variables: single tensors
+    :param normalizer: of a ``VecNormalize`` around the training environment; None where there was none
+    """
+
+    data: dict[str, Any]
+    params: dict[str, Any]
+    variables: dict[str, Any] | None
+    normalizer: dict[str, Any] | None = None
+
+    def wrap(self, env: VecEnv) -> VecEnv:
+        """``env`` inside the ``VecNormalize`` of the training, if there was one and ``env`` has none."""
+        return env if self.normalizer is None or _normalizer_of(env) else restore_normalizer(env, self.normalizer)
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def write_model(
+    model: BaseAlgorithm, path: ModelPath, exclude: Iterable[str] | None = None, include: Iterable[str] | None = None
+) -> None:
+    """Save an agent; a file that is replaced stays whole until the new one is.
+
+    :param path: ``.zip`` is added where it has no suffix; or an open binary file
+    :param exclude: attributes to leave out
+    :param include: attributes to save that would be left out
+    """
+    params = model.get_parameters()
+    names = model._get_torch_save_params()[1]
+    variables = {name: recursive_getattr(model, name) for name in names} if names is not None else None
+    content = _pack(model, _attributes(model, exclude, include), params, variables)
+    if isinstance(path, io.BufferedIOBase):
+        path.write(content)
+    else:
+        path = with_suffix(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+
+
+def with_suffix(path: str | pathlib.Path) -> pathlib.Path:
+    """The path with SB3's suffix, where it has none."""
+    path = pathlib.Path(path)
+    return path if path.suffix else path.with_name(f"{path.name}.zip")
+
+
+def _attributes(model: BaseAlgorithm, exclude: Iterable[str] | None, include: Iterable[str] | None) -> dict[str, Any]:
+    names, variables = model._get_torch_save_params()
+    of_torch = {name.split(".")[0] for name in [*names, *variables]}
+    left_out = ({*(exclude or ()), *model._excluded_save_params(), *_LEFT_OUT} - {*(include or ())}) | of_torch
+    return {name: _attribute(model, name, value) for name, value in vars(model).items() if name not in left_out}
+
+
+def _attribute(model: BaseAlgorithm, name: str, value: Any) -> Any:
+    if name == "policy_class":
+        alias = next((alias for alias, cls in model.policy_aliases.items() if cls is value), None)
+        if alias is not None:
+            return {"type": "policy", "name": alias}
+    try:
+        return encode(value)
+    except PlainDataError as error:
+        warnings.warn(f"{name} is not in the saved model: {error}; or give it again at loading, with custom_objects.", stacklevel=2)
+        return {"type": "unsaved", "reason": str(error)}
+
+
+def _pack(model: BaseAlgorithm, data: dict[str, Any], params: dict[str, Any], variables: Any) -> bytes:
+    header = {"format": FORMAT, "agent": [cls.__name__ for cls in type(model).__mro__[:-1]]}
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("tether.json", json.dumps(header))
+        archive.writestr("data", json.dumps(data, indent=4))
+        for name, state in [*params.items(), *([("pytorch_variables", variables)] if variables is not None else [])]:
+            with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
+                th.save(state, member)
+        normalizer = model.get_vec_normalize_env()
+        if normalizer is not None:
+            archive.writestr("vec_normalize.json", json.dumps(normalizer_state(normalizer)))
+        archive.writestr("_stable_baselines3_version", sb3.__version__)
+        archive.writestr("system_info.txt", get_system_info(print_info=False)[1])
+        archive.comment = _COMMENT + b"0" * _DIGEST
+    body = file.getvalue()[:-_DIGEST]
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read_model(
+    path: ModelPath, device: th.device | str = "auto", custom_objects: dict[str, Any] | None = None, trust: bool = False
+) -> ModelFile:
+    """Read a model's file.
+
+    :param device: where the weights are put
+    :param custom_objects: attributes to take from here instead of from the file
+    :param trust: also read what SB3 itself wrote, which runs code that the file chooses, and files without a checksum
+    :raises ModelFileError: for what is no model, damaged, or asks for trust
+    :raises FileNotFoundError: if there is no file
+    """
+    content = path.read() if isinstance(path, io.BufferedIOBase) else _existing(path).read_bytes()
+    named = "the file" if isinstance(path, io.BufferedIOBase) else str(path)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            names = archive.namelist()
+            if not trust:
+                _check(content, archive, names, named)
+            data = json.loads(archive.read("data"))
+            if trust and _is_pickled(data):
+                theirs = load_from_zip_file(io.BytesIO(content), device=device, custom_objects=custom_objects)  # type: ignore[arg-type]
+                return ModelFile(theirs[0] or {}, theirs[1], theirs[2])
+            place = get_device(device)
+            params = {name.removesuffix(".pth"): _weights(archive, name, place) for name in names if name.endswith(".pth")}
+            normalizer = json.loads(archive.read("vec_normalize.json")) if "vec_normalize.json" in names else None
+            return ModelFile(_decoded(data, custom_objects or {}), params, params.pop("pytorch_variables", None), normalizer)
+    except ModelFileError:
+        raise
+    except PlainDataError as error:
+        raise ModelFileError(f"{named} cannot be loaded: {error}.") from error
+    except Exception as error:  # zipfile, json and torch each have many for a damaged file
+        raise ModelFileError(f"{named} is not a saved model, or is damaged ({type(error).__name__}: {_short(error)}).") from error
+
+
+def _existing(path: str | pathlib.Path) -> pathlib.Path:
+    path = pathlib.Path(path)
+    return path if path.is_file() else with_suffix(path)
+
+
+def _check(content: bytes, archive: zipfile.ZipFile, names: list[str], named: str) -> None:
+    """Refuse what we did not write, and what is no longer as we wrote it."""
+    body, digest = content[:-_DIGEST], content[-_DIGEST:]
+    if body.endswith(_COMMENT) and hashlib.sha256(body).hexdigest().encode() == digest:
+        return
+    if "tether.json" in names:
+        raise ModelFileError(f"{named} is damaged, or was changed after Tether wrote it: its checksum differs. Take another copy.")
+    if "data" in names and _is_pickled(json.loads(archive.read("data"))):
+        raise ModelFileError(
+            f"{named} holds pickled objects, which run code of the file's author when they are loaded: if you trust its "
+            "origin, load it with trust=True, and save it again to have it without."
+        )
+    raise ModelFileError(f"{named} was not written by Tether: if you trust its origin, load it with trust=True.")
+
+
+def _is_pickled(data: Any) -> bool:
+    return isinstance(data, dict) and any(isinstance(value, dict) and ":serialized:" in value for value in data.values())
+
+
+def _weights(archive: zipfile.ZipFile, name: str, device: th.device) -> Any:
+    return th.load(io.BytesIO(archive.read(name)), map_location=device, weights_only=True)
+
+
+def _decoded(data: dict[str, Any], custom_objects: dict[str, Any]) -> dict[str, Any]:
+    result = {}
+    for name, value in data.items():
+        if name in custom_objects:
+            result[name] = custom_objects[name]
+        elif isinstance(value, dict) and ":serialized:" in value:
+            raise ModelFileError(f"'{name}' is pickled, which no file of Tether's is: load it with trust=True if you trust it.")
+        elif isinstance(value, dict) and value.get("type") == "unsaved":
+            raise ModelFileError(f"'{name}' is not in the file: load it with custom_objects={{'{name}': ...}}; {value['reason']}.")
+        else:
+            result[name] = value if _is_alias(value) else decode(value)
+    return result
+
+
+def _is_alias(value: Any) -> bool:
+    return isinstance(value, dict) and value.get("type") == "policy"
+
+
+def _short(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [""])[0][:200].rstrip(". ")
+
+
+# ---------------------------------------------------------------------- making the agent again
+
+
+def build_model(
+    cls: type[BaseAlgorithm],
+    file: ModelFile,
+    env: Any = None,
+    device: th.device | str = "auto",
+    force_reset: bool = True,
+    **kwargs: Any,
+) -> Any:
+    """The agent that a file describes.
+
+    :param cls: its class
+    :param env: environment to go on with; it is wrapped in the ``VecNormalize`` of the training where it has none
+    :param force_reset: let ``learn`` reset the environment first
+    :param kwargs: attributes to set otherwise than in the file
+    :raises ModelFileError: if the file is of another class
+    :raises ValueError: if ``env`` has other spaces
+    """
+    data = dict(file.data)
+    if missing := {"policy_class", "observation_space", "action_space", "verbose"} - set(data):
+        raise ModelFileError(f"The file is no model of {cls.__name__}: it lacks {', '.join(sorted(missing))}.")
+    if _is_alias(data["policy_class"]):
+        data["policy_class"] = cls.policy_aliases[data["policy_class"]["name"]]
+    if kwargs.get("policy_kwargs", data.get("policy_kwargs")) != data.get("policy_kwargs"):
+        raise ValueError(f"policy_kwargs are those of the saved networks, {data['policy_kwargs']}: leave them out.")
+    if env is not None:
+        env = file.wrap(cls._wrap_env(env, data["verbose"]))
+        check_for_correct_spaces(env, data["observation_space"], data["action_space"])
+        # The environment's own spaces, so that agent and environment share a random generator as before.
+        data |= {"n_envs": env.num_envs, "observation_space": env.observation_space, "action_space": env.action_space}
+        if force_reset:
+            data["_last_obs"] = None
+    model: Any = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
+    vars(model).update(data | kwargs)
+    model._setup_model()
+    try:
+        model.set_parameters(file.params, exact_match=True, device=device)
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise ModelFileError(f"The file's weights are not those of a {cls.__name__} ({_short(error)}).") from error
+    for name, value in (file.variables or {}).items():
+        if value is not None:
+            recursive_setattr(model, f"{name}.data", value.data)
+    return model
+
+
+# ---------------------------------------------------------------------- VecNormalize
+
+
+def _normalizer_of(env: VecEnv) -> VecNormalize | None:
+    from stable_baselines3.common.vec_env import unwrap_vec_normalize
+
+    return unwrap_vec_normalize(env)
+
+
+def normalizer_state(normalizer: VecNormalize) -> dict[str, Any]:
+    """Arguments and statistics of a ``VecNormalize``, as JSON."""
+    return {name: encode(getattr(normalizer, name)) for name in (*_NORMALIZER, *(["obs_rms"] if normalizer.norm_obs else []))}
+
+
+def restore_normalizer(env: VecEnv, state: dict[str, Any]) -> VecNormalize:
+    """``env`` in a ``VecNormalize`` with these arguments and statistics."""
+    values = {name: decode(value) for name, value in state.items()}
+    statistics = {name: values.pop(name) for name in ("ret_rms", "obs_rms") if name in values}
+    normalizer = VecNormalize(env, **values)
+    vars(normalizer).update(statistics)
+    return normalizer
