@@ -1,9 +1,30 @@
 """Tether's agents: Stable-Baselines3 classes whose every update stays inside a trust region."""
 
 from .bpo import BPO
+from .common.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from .common.checkpoint_callback import CheckpointCallback
+from .common.env_state import Resumable
+from .common.finite import NonFiniteError
+from .common.model_file import ModelFileError
+from .common.plain import register
 from .mdpo import MDPO
 from .off_policy_mdpo import OffPolicyMDPO
 from .ppo import PPO
 from .r2vpo import R2VPO
 
-__all__ = ["BPO", "MDPO", "PPO", "R2VPO", "OffPolicyMDPO"]
+__all__ = [
+    "BPO",
+    "MDPO",
+    "PPO",
+    "R2VPO",
+    "CheckpointCallback",
+    "CheckpointError",
+    "ModelFileError",
+    "NonFiniteError",
+    "OffPolicyMDPO",
+    "Resumable",
+    "list_checkpoints",
+    "load_checkpoint",
+    "register",
+    "save_checkpoint",
+]

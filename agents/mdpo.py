@@ -179,8 +179,9 @@ class MDPO(OnPolicyAgent):
             )
         super()._setup_model()
         optimizer, of_value = self.policy.optimizer, self.policy.value_optimizer
-        self.policy_update = Update(self.policy_loss, optimizer, None, self.max_grad_norm, self.compile_loss)
-        self.value_update = Update(self.value_loss, of_value, self.value_batch_size, None, self.compile_loss)
+        network, compiled = self.policy, self.compile_loss
+        self.policy_update = Update(self.policy_loss, optimizer, None, self.max_grad_norm, network, compiled)
+        self.value_update = Update(self.value_loss, of_value, self.value_batch_size, None, network, compiled)
 
     # ------------------------------------------------------------------ the paper's equations
 
@@ -234,6 +235,7 @@ class MDPO(OnPolicyAgent):
             threads=self.device.type == "cpu" and not self.compile_loss,
         )
         self._n_updates += self.policy_steps
+        info["value_grad_norm"] = info.pop("grad_norm")
         self._record_update(of_policy | info, batch)
 
     def _improve_policy(self, batch: Batch) -> dict[str, th.Tensor]:
@@ -248,12 +250,12 @@ class MDPO(OnPolicyAgent):
                 "old_log_prob": batch["old_log_prob"],
                 "step_size": th.tensor(self.current_step_size(), device=self.device),
             }
-        self.policy_update.run(mirror, self.policy_steps)
+        norm = self.policy_update.run(mirror, self.policy_steps)["grad_norm"]
         with th.no_grad():
             _, info = self.policy_loss(mirror)
         # A mirror step improves Psi, so the divergence it may spend is t_k times the surrogate gain (Psi(pi_k) = 0).
         bound = -info["policy_gradient_loss"] * mirror["step_size"]
-        return {**info, "trust_region_bound": bound, "step_size": mirror["step_size"]}
+        return {**info, "trust_region_bound": bound, "step_size": mirror["step_size"], "grad_norm": norm}
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         names, variables = super()._get_torch_save_params()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def make_vec(
     frame_stack: int | None = None,
     num_threads: int | None = None,
     halves: bool = False,
+    wrapper_class: Callable[[gym.Env], gym.Env] | None = None,
 ) -> VecEnv:
     """Make a vector of environments whose ``info["episode"]`` tells return and length at every episode's end.
 
@@ -105,10 +106,13 @@ def make_vec(
     :param num_threads: threads of EnvPool; by default one per environment, at most one per core
     :param halves: on EnvPool, with an even ``n_envs`` and no ``normalize``, give a `HalvesVecEnv`, whose two halves
         Tether's on-policy agents step alternately; elsewhere it changes nothing
+    :param wrapper_class: put around every environment, which then runs in Python
     :return: images are CHW uint8, everything else as `make_env` gives it
     :raises EnvError: as `make_env`, and for a backend that is not known or cannot serve the id, or ``n_envs < 1``
     """
-    chosen = resolve_backend(env_id, n_envs, backend, env_kwargs)
+    if wrapper_class is not None and backend == "envpool":
+        raise EnvError("EnvPool's environments live in C++ and take no wrapper_class: use backend='dummy' or 'subproc'.")
+    chosen = "dummy" if wrapper_class and backend == "auto" else resolve_backend(env_id, n_envs, backend, env_kwargs)
     logger.info("%s: %d environment(s) on backend '%s'", env_id, n_envs, chosen)
     suite = _suite_of(env_id)
     kwargs = {**suite.vec_arguments, **(env_kwargs or {})}
@@ -121,7 +125,7 @@ def make_vec(
     elif chosen == "envpool":
         venv = _arranged(_monitored(_make_pool(env_id, n_envs, num_threads, kwargs), monitor_file), stack)
     else:
-        venv = _arranged(_monitored(_make_python(env_id, n_envs, chosen, kwargs), monitor_file), stack)
+        venv = _arranged(_monitored(_make_python(env_id, n_envs, chosen, kwargs, wrapper_class), monitor_file), stack)
     if normalize is not False:
         venv = VecNormalize(venv, **(normalize if isinstance(normalize, Mapping) else {}))
     if seed is not None:
@@ -197,9 +201,12 @@ def _pool_refusal(env_id: str, env_kwargs: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _make_python(env_id: str, n_envs: int, backend: str, kwargs: dict[str, Any]) -> VecEnv:
+def _make_python(
+    env_id: str, n_envs: int, backend: str, kwargs: dict[str, Any], wrapper_class: Callable[[gym.Env], gym.Env] | None
+) -> VecEnv:
     def make() -> gym.Env:
-        return make_env(env_id, **kwargs)
+        env = make_env(env_id, **kwargs)
+        return env if wrapper_class is None else wrapper_class(env)
 
     if backend == "subproc":
         make().close()  # what is wrong is said here, in one sentence, and not by a worker that dies

@@ -51,7 +51,7 @@ class EpisodeLog:
         self,
         state: dict[str, Any],
         reset: Callable[[np.ndarray], np.ndarray],
-        step: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        step: Callable[[np.ndarray, np.ndarray], None],
     ) -> None:
         """Live through a state again; the pool must have been built with its seeds, and :meth:`begin` called.
 

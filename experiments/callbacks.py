@@ -1,22 +1,25 @@
-"""What happens beside learning: evaluations, checkpoints, the finite guard for peers, costs, the configuration's log."""
+"""What happens beside learning: evaluations, stopping, the finite guard for peers, costs, the configuration's log."""
 
 from __future__ import annotations
 
 import copy
 import csv
-import time
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from tether.agents.common.finite import check_finite
+from tether.agents.common.agent import Agent
+from tether.agents.common.finite import ADVICE, NonFiniteError, check_finite
+from tether.agents.common.model_file import write_model
 
-from .checkpoints import save_checkpoint, save_model
 from .evaluate import Evaluation, evaluate
+from .interrupts import Stop
 from .logs import write_configuration, write_now
 from .manifest import write_atomically
 
@@ -38,11 +41,12 @@ class EvaluationCallback(BaseCallback):
     :param folder: of the run
     :param every: env steps between evaluations
     :param episodes: whole episodes per evaluation, deterministic actions
+    :param seed: an evaluation's episodes follow from it and the step, so that a resumed run evaluates as an uninterrupted one
     """
 
-    def __init__(self, env: VecEnv, folder: Path, every: int, episodes: int) -> None:
+    def __init__(self, env: VecEnv, folder: Path, every: int, episodes: int, seed: int = 0) -> None:
         super().__init__()
-        self.env, self.folder, self.every, self.episodes = env, folder, every, episodes
+        self.env, self.folder, self.every, self.episodes, self.seed = env, folder, every, episodes, seed
 
     def _init_callback(self) -> None:
         done = self.model.num_timesteps
@@ -69,13 +73,19 @@ class EvaluationCallback(BaseCallback):
         if normalizer is not None:
             assert isinstance(self.env, VecNormalize)
             self.env.obs_rms = copy.deepcopy(normalizer.obs_rms)
-        step, result = self.model.num_timesteps, evaluate(self.model, self.env, self.episodes)
+        step = self.model.num_timesteps
+        self.env.seed(self.seed + step)
+        result = evaluate(self.model, self.env, self.episodes)
         self.rows.append({"timesteps": step, **result.row})
         self._write()
         write_now(self.logger, _logged(result), step)
         if result.returns.mean() > self.best:
             self.best = float(result.returns.mean())
-            save_model(self.model, self.folder / "best_model.zip")
+            write_model(self.model, self.folder / "best_model.zip")
+
+    def latest(self) -> float | None:
+        """Mean return of the last evaluation, if there was one."""
+        return float(self.rows[-1]["mean_reward"]) if self.rows else None
 
     def _write(self) -> None:
         lines = [",".join(COLUMNS), *(",".join(str(row[c]) for c in COLUMNS) for row in self.rows)]
@@ -87,38 +97,38 @@ def _logged(result: Evaluation) -> dict[str, float]:
     return values if result.costs is None else {**values, "eval/mean_cost": float(result.costs.mean())}
 
 
-class CheckpointCallback(BaseCallback):
-    """Saves the resumable state every ``seconds`` of wall time, or less often where saving itself takes long.
+class StopCallback(BaseCallback):
+    """Ends the training where :class:`Stop` was requested: at once for our agents, for peers after a checkpoint.
 
-    :param folder: of the checkpoint
-    :param on_save: called after each save, so that the manifest knows how far the checkpoint goes
+    SB3's own agents lose a rollout that is stopped, so that they are saved before one.
+
+    :param save: saves a checkpoint
     """
 
-    def __init__(self, folder: Path, seconds: float, on_save: Callable[[], None]) -> None:
+    def __init__(self, stop: Stop, save: Callable[[], None]) -> None:
         super().__init__()
-        self.folder, self.seconds, self.on_save = folder, seconds, on_save
+        self.stop, self.save, self.saved, self.stopped = stop, save, False, False
 
-    def _on_training_start(self) -> None:
-        self.due = time.monotonic() + self.seconds
+    def _on_rollout_start(self) -> None:
+        if self.stop.requested and not isinstance(self.model, Agent):
+            self.save()
+            self.saved = True
 
     def _on_step(self) -> bool:
-        if time.monotonic() >= self.due:
-            self.save()
-        return True
-
-    def save(self) -> None:
-        """Save now."""
-        begun = time.monotonic()
-        save_checkpoint(self.model, self.folder)
-        self.on_save()
-        now = time.monotonic()
-        self.due = now + max(self.seconds, 10 * (now - begun))  # a large replay buffer takes a tenth of the time at most
+        self.stopped = self.stop.requested and (self.saved or isinstance(self.model, Agent))
+        return not self.stopped
 
 
 class FiniteCallback(BaseCallback):
-    """Stops at the first reward or observation that is not finite, for agents that do not look themselves."""
+    """Stops at the first action, reward, observation or logged loss that is not finite, for SB3's own agents."""
+
+    def _on_rollout_start(self) -> None:
+        for name, value in self.logger.name_to_value.items():
+            if name.startswith("train/") and isinstance(value, float) and not math.isfinite(value):
+                raise NonFiniteError(f"The logged '{name}' is {value}", ADVICE, self.num_timesteps)
 
     def _on_step(self) -> bool:
+        check_finite(np.asarray(self.locals["actions"]), "action", self.num_timesteps)
         check_finite(self.locals["rewards"], "reward", self.num_timesteps)
         check_finite(self.locals["new_obs"], "observation", self.num_timesteps)
         return True

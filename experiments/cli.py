@@ -53,6 +53,7 @@ def _add_train(commands: Any) -> None:
     p.add_argument("--eval-every", type=_whole, metavar="N", help="env steps between evaluations (default: steps / 20)")
     p.add_argument("--eval-episodes", type=_whole, default=10, metavar="N")
     p.add_argument("--checkpoint-every", type=float, default=120.0, metavar="S", help="seconds between checkpoints")
+    p.add_argument("--on-nonfinite", choices=("stop", "skip", "rollback"), default="stop", help="at a NaN (default: stop)")
     p.add_argument("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="run folders lie below it")
     p.add_argument("--device", default="auto", metavar="D")
     p.add_argument("--verbose", action="store_true", help="also print SB3's table of every iteration")
@@ -65,6 +66,7 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--env", metavar="ID", help="another environment than the one it was trained in")
     p.add_argument("--episodes", type=_whole, default=20, metavar="N")
     p.add_argument("--seed", type=int, default=1_000_000, metavar="K")
+    p.add_argument("--trust", action="store_true", help="read SB3's own files, which run code that their author chose")
     p.add_argument("--video", type=Path, metavar="FILE.mp4", help="film one more episode")
     p.set_defaults(run=_evaluate)
 
@@ -126,6 +128,7 @@ def _train(args: argparse.Namespace) -> int:
         eval_every=args.eval_every,
         eval_episodes=args.eval_episodes,
         checkpoint_every=args.checkpoint_every,
+        on_nonfinite=args.on_nonfinite,
         out=args.out,
         device=args.device,
     )
@@ -148,7 +151,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
     if args.video is not None and args.video.suffix != ".mp4":
         raise UsageError(f"--video takes a name that ends in .mp4, not '{args.video}'.")
-    trained = load_trained(args.source, args.env)
+    trained = load_trained(args.source, args.env, trust=args.trust)
     env = trained.make_env(min(args.episodes, 10), args.seed)
     print(f"{type(trained.model).__name__} on {trained.env_id}\n{summary(evaluate(trained.model, env, args.episodes))}")
     env.close()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import zipfile
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import closing
@@ -19,6 +17,8 @@ from .manifest import read_manifest
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
     from stable_baselines3.common.vec_env import VecEnv
+
+    from tether.agents.common.model_file import ModelFile
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Trained:
     """A trained agent, and what it takes to make environments for it.
 
     :param env_kwargs: as in training
-    :param normalizer: file of the ``VecNormalize`` it was trained in; None where there was none
+    :param file: what was read, with the ``VecNormalize`` it was trained in
     """
 
     model: BaseAlgorithm
     env_id: str
     env_kwargs: dict[str, Any]
-    normalizer: Path | None
+    file: ModelFile
 
     def make_env(self, n_envs: int, seed: int, **kwargs: Any) -> VecEnv:
         """A vector environment whose observations are normalised as in training, its rewards left raw.
@@ -94,17 +94,16 @@ class Trained:
         :raises UsageError: if the agent has other spaces
         """
         from stable_baselines3.common.utils import check_for_correct_spaces
+        from stable_baselines3.common.vec_env import VecNormalize
 
         from tether.envs import make_vec
-
-        from .checkpoints import restore_normalizer
 
         env: VecEnv = make_vec(
             self.env_id, n_envs=n_envs, backend="dummy", seed=seed, env_kwargs={**self.env_kwargs, **kwargs}
         )
-        if self.normalizer is not None:
-            env = normalized = restore_normalizer(env, self.normalizer)
-            normalized.training = normalized.norm_reward = False
+        env = self.file.wrap(env)
+        if isinstance(env, VecNormalize):
+            env.training = env.norm_reward = False
         env = self.model._wrap_env(env, verbose=0, monitor_wrapper=False)  # images as the agent takes them
         try:
             check_for_correct_spaces(env, self.model.observation_space, self.model.action_space)
@@ -113,50 +112,47 @@ class Trained:
         return env
 
 
-def load_trained(source: Path, env_id: str | None = None, device: str = "auto") -> Trained:
-    """A trained agent from a run's folder or a model file, SB3's own included.
+def load_trained(source: Path, env_id: str | None = None, device: str = "auto", trust: bool = False) -> Trained:
+    """A trained agent from a run's folder or a model file.
 
     :param source: a run's folder (its ``model.zip``) or a saved model
     :param env_id: another environment than the one it was trained in; needed where no manifest beside the model names it
+    :param trust: also take files of SB3 itself, which run code that the file chooses
     :raises UsageError: for a file that is missing or not a model
+    :raises ModelFileError: for one that is damaged or asks for trust
     """
+    from tether.agents.common.model_file import ModelFileError, build_model, read_model
+
     from .catalogue import agent_class
-    from .checkpoints import normalizer_path
 
     path = source / "model.zip" if source.is_dir() else source
     if not path.is_file():
         raise UsageError(f"There is no model at {path}: name a run's folder that holds model.zip, or a model's file.")
     manifest = read_manifest(path.parent)
-    name = manifest["agent"] if manifest else _saved_agent(path)
+    file = read_model(path, device, trust=trust)
+    name = manifest["agent"] if manifest else _saved_agent(path, file)
     if env_id is None and manifest is None:
         raise UsageError(f"No manifest.json beside {path} names its environment: give it with --env.")
     try:
-        model = agent_class(name).load(path, device=device)
+        model = build_model(agent_class(name), file, device=device)
+    except ModelFileError as error:
+        raise UsageError(f"{path}: {error}") from error
     except Exception as error:
         raise UsageError(f"{path} cannot be read as a model of {name} ({first_line(error)}).") from error
     config = manifest["config"] if manifest else {}
     same_env = manifest is not None and env_id in (None, manifest["env"])
-    normalizer = normalizer_path(path)
-    if config.get("arguments", {}).get("normalize") and not normalizer.is_file():
-        raise UsageError(f"{normalizer} is missing, without which the agent cannot see: put it back beside {path.name}.")
-    return Trained(
-        model,
-        env_id or config["env"],
-        config.get("env_kwargs") or {} if same_env else {},
-        normalizer if normalizer.is_file() else None,
-    )
+    return Trained(model, env_id or config["env"], config.get("env_kwargs") or {} if same_env else {}, file)
 
 
-def _saved_agent(path: Path) -> str:
-    """The agent that saved a model: of those all of whose attributes are in the file, the one with the most."""
+def _saved_agent(path: Path, file: ModelFile) -> str:
+    """The agent that saved a model: as the file says, or of those all of whose attributes are in it, the one with the most."""
     from .catalogue import AGENTS, agent_class
 
-    try:
-        with zipfile.ZipFile(path) as archive:
-            saved = set(json.loads(archive.read("data")))
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError) as error:
-        raise UsageError(f"{path} is not a model that Stable-Baselines3 or Tether saved ({first_line(error)}).") from error
-    fitting = {}
+    for name, place in AGENTS.items():
+        package, attribute = place.split(":")
+        if file.classes[:1] == (f"{package.split('.')[0]}.{attribute}",):
+            return name
+    fitting, saved = {}, set(file.data)
     for name in AGENTS:
         bare = agent_class(name)("MlpPolicy", None, _init_setup_model=False)  # type: ignore[call-arg]
         # What is still None is filled later, and may be saved as tensors.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -59,10 +60,14 @@ def write_configuration(logger: Logger, hparams: dict[str, Any], text: str, step
 def drop_episodes_after(folder: Path, moment: float) -> None:
     """Remove from the monitor files the episodes that ended after a moment (seconds since the epoch)."""
     for path in folder.glob("*monitor.csv"):
-        header, columns, *rows = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_bytes().rpartition(b"\n")[0].decode("utf-8", errors="replace").splitlines()
+        if len(lines) < 2:  # a kill cut its head
+            path.unlink()
+            continue
+        header, columns, *rows = lines
         begun = json.loads(header.removeprefix("#"))["t_start"]
-        cells = [row.split(",") for row in rows]  # return, length, seconds since the start; a kill may cut the last one
-        kept = [",".join(row) for row in cells if len(row) >= 3 and begun + float(row[2] or "inf") <= moment]
+        cells = [row.split(",") for row in rows]  # return, length, seconds since the start
+        kept = [",".join(row) for row in cells if len(row) >= 3 and _is_number(row[2]) and begun + float(row[2]) <= moment]
         write_atomically(path, "\n".join([header, columns, *kept]) + "\n")
 
 
@@ -75,7 +80,7 @@ class ProgressWriter(KVWriter):
 
     def __init__(self, path: Path, timesteps: int) -> None:
         self.path = path
-        self.rows = [row for row in _read(path) if float(row.get(STEP, np.inf)) <= timesteps]
+        self.rows = [row for row in _read(path) if float(row[STEP]) <= timesteps]
         self.keys = list(dict.fromkeys(key for row in self.rows for key in row))
         write_atomically(path, _as_csv(self.keys, self.rows, header=True))
 
@@ -125,7 +130,16 @@ def _as_csv(keys: list[str], rows: list[dict[str, Any]], header: bool) -> str:
 
 
 def _read(path: Path) -> list[dict[str, Any]]:
+    """The whole rows of a file; a kill may have cut the last one, or left zeros where it was to be."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        return [{key: value for key, value in row.items() if key and value} for row in csv.DictReader(file)]
+    text = path.read_bytes().rpartition(b"\n")[0].replace(b"\0", b"").decode("utf-8", errors="replace")
+    rows = csv.DictReader(io.StringIO(text))
+    return [{key: value for key, value in row.items() if key and value} for row in rows if _is_number(row.get(STEP))]
+
+
+def _is_number(word: str | None) -> bool:
+    try:
+        return math.isfinite(float(word or "nan"))
+    except ValueError:
+        return False

@@ -20,12 +20,9 @@ PACKAGES = (
 
 def write_atomically(path: Path, text: str) -> None:
     """Write a text file so that a kill or a full disk leaves the former version whole."""
-    beside = path.with_name(f".{path.name}.new")
-    with open(beside, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    from tether.agents.common.atomic import replace_file  # here, because the agents take seconds to import
+
+    replace_file(path, text)
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -17,7 +17,7 @@ import yaml
 
 from .catalogue import OURS, agent_class, canonical_name
 from .errors import UsageError, first_line
-from .interrupts import stoppable
+from .interrupts import Stop, stoppable
 from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments, check_arguments, merge, preset
 
@@ -26,9 +26,13 @@ if TYPE_CHECKING:
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.vec_env import VecEnv
 
-    from .callbacks import CheckpointCallback, EvaluationCallback
+    from tether.agents import CheckpointCallback
+    from tether.agents.common.checkpoint import Checkpoint
+
+    from .callbacks import EvaluationCallback, StopCallback
 
 DEFAULT_STEPS = 1_000_000
+MAX_ROLLBACKS = 5  # in one call of `train`
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class RunConfig:
     :param hp: constructor arguments that override the preset
     :param eval_every: env steps between evaluations (None: a twentieth of ``steps``)
     :param checkpoint_every: seconds between checkpoints
+    :param on_nonfinite: at a number that is not finite: "stop"; "skip" the update or the episodes; "rollback" to the last
+        checkpoint, with other random numbers
     :param out: folder below which run folders lie
     """
 
@@ -57,6 +63,7 @@ class RunConfig:
     eval_every: int | None = None
     eval_episodes: int = 10
     checkpoint_every: float = 120.0
+    on_nonfinite: str = "stop"
     out: Path = Path("results/runs")
     device: str = "auto"
 
@@ -75,6 +82,9 @@ class RunConfig:
         for option, number in whole.items():
             _require(number >= 1, f"--{option} must be 1 or more, not {number}.")
         _require(self.checkpoint_every > 0, f"--checkpoint-every is in seconds and above 0, not {self.checkpoint_every}.")
+        choices = ("stop", "skip", "rollback") if agent in OURS else ("stop", "rollback")
+        known = self.on_nonfinite in choices
+        _require(known, f"--on-nonfinite of {agent} is one of {', '.join(choices)}, not '{self.on_nonfinite}'.")
         if "buffer_size" not in self.hp and "buffer_size" in inspect.signature(agent_class(agent).__init__).parameters:
             # A replay buffer never holds more than the run collects; a smaller one makes smaller checkpoints.
             arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs))
@@ -106,7 +116,7 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
     :param verbose: 0 silent, 1 a progress bar and sentences, 2 also SB3's table
     :param command: what was typed, for the manifest (None: the process's own command line)
     :raises UsageError: for a configuration that cannot be run, a folder in use or one with another configuration
-    :raises NonFiniteError: when a reward, observation or loss is not finite
+    :raises NonFiniteError: when an action, reward, observation, loss or gradient is not finite
     """
     config, arguments = config.resolve()
     folder = config.folder
@@ -117,17 +127,33 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
         if previous["status"] == "finished":
             return RunResult(folder, finished=True, fresh=False, manifest=previous)
     check_environment(config)
-    with _held(folder), stoppable():
-        return _Run(config, arguments, identity, verbose, command or shlex.join(sys.argv)).execute(previous)
+    with _held(folder), stoppable() as stop:
+        rollbacks = 0
+        while True:
+            run = _Run(config, arguments, identity, verbose, command or shlex.join(sys.argv), stop)
+            try:
+                return run.execute(previous, rollbacks)
+            except ValueError as error:
+                rollbacks += 1
+                if not _may_roll_back(config, error, rollbacks):
+                    raise
+                run._say(f"{error} Going back to the last checkpoint, with other random numbers.")
+                previous = read_manifest(folder)
 
 
 class _Run:
     """The parts of one run and the order in which they are used."""
 
     def __init__(
-        self, config: RunConfig, arguments: dict[str, Any], identity: dict[str, Any], verbose: int, command: str
+        self,
+        config: RunConfig,
+        arguments: dict[str, Any],
+        identity: dict[str, Any],
+        verbose: int,
+        command: str,
+        stop: Stop,
     ) -> None:
-        self.config, self.arguments, self.verbose = config, arguments, verbose
+        self.config, self.arguments, self.verbose, self.stop = config, arguments, verbose, stop
         self.folder = config.folder
         self.manifest = {
             "agent": config.agent, "env": config.env, "seed": config.seed, "steps": config.steps, "status": "running",
@@ -135,28 +161,56 @@ class _Run:
             **describe(),
         }  # fmt: skip
 
-    def execute(self, previous: dict[str, Any] | None) -> RunResult:
-        """Build everything, train, and leave the folder complete."""
-        from .checkpoints import checkpoint_time, find_checkpoint
+    def execute(self, previous: dict[str, Any] | None, rollbacks: int = 0) -> RunResult:
+        """Build everything, train, and leave the folder complete.
+
+        :param previous: manifest of the run's former part
+        :param rollbacks: how often this call has gone back to a checkpoint
+        """
+        from tether.agents import CheckpointError
+
         from .logs import drop_episodes_after
 
-        checkpoint = find_checkpoint(self.folder / "checkpoint") if previous is not None else None
+        checkpoint = self._find_checkpoint() if previous is not None else None
         if checkpoint is None:
             _clear(self.folder)
         else:
-            drop_episodes_after(self.folder, checkpoint_time(checkpoint))
+            drop_episodes_after(self.folder, checkpoint.time)
         env = self._make_env()
         try:
-            model = self._make_model(env, checkpoint)
+            try:
+                model = self._make_model(env, checkpoint)
+            except CheckpointError as error:
+                raise UsageError(f"{error} Or delete {self.folder} to start it anew.") from error
             if checkpoint is not None and previous is not None:
                 self.manifest["wall_seconds"] = previous.get("checkpoint_seconds", previous["wall_seconds"])
                 self.manifest |= {key: previous[key] for key in ("command", "started") if key in previous}
                 self._say(f"continuing {self.folder} at step {model.num_timesteps:,} of {self.config.steps:,}")
+            if self.config.agent in OURS:
+                model.on_nonfinite = "skip" if self.config.on_nonfinite == "skip" else "stop"  # type: ignore[attr-defined]
+            if rollbacks:
+                self._take_other_random_numbers(model, rollbacks)
             self._describe(model, env)
             write_json(self.folder / "manifest.json", self.manifest)
             return self._learn(model)
         finally:
             _close(env)
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        from tether.agents.common.checkpoint import find_checkpoint
+
+        if (self.folder / "checkpoint" / "state.json").is_file():
+            raise UsageError(
+                f"{self.folder} was begun with an older Tether, whose checkpoints this one does not read: finish it with "
+                "that version, or delete the folder to start it anew."
+            )
+        return find_checkpoint(self.folder / "checkpoint")
+
+    def _take_other_random_numbers(self, model: BaseAlgorithm, rollbacks: int) -> None:
+        from stable_baselines3.common.utils import set_random_seed
+
+        set_random_seed(self.config.seed + 1_000_003 * rollbacks + model.num_timesteps)
+        self.manifest["rollbacks"] = rollbacks
 
     def _say(self, sentence: str) -> None:
         if self.verbose:
@@ -164,6 +218,7 @@ class _Run:
 
     def _make_env(self) -> VecEnv:
         """The training environment; each start of a run has a monitor file and episodes of its own."""
+        from tether.agents import Resumable
         from tether.envs import make_vec
 
         segment = len(list(self.folder.glob("*monitor.csv")))
@@ -176,19 +231,15 @@ class _Run:
             monitor_file=str(self.folder / ("monitor.csv" if segment == 0 else f"{segment}.monitor.csv")),
             env_kwargs=self.config.env_kwargs or None,
             halves=self.config.agent in OURS,
+            wrapper_class=Resumable if self.config.backend == "subproc" else None,
         )
 
-    def _make_model(self, env: VecEnv, checkpoint: Path | None) -> BaseAlgorithm:
-        from .checkpoints import load_checkpoint
+    def _make_model(self, env: VecEnv, checkpoint: Checkpoint | None) -> BaseAlgorithm:
+        from tether.agents import load_checkpoint
 
         cls = agent_class(self.config.agent)
         if checkpoint is not None:
-            model = load_checkpoint(cls, checkpoint, env, self.config.device)
-            # Loading seeds environments and random actions as at the start, which would repeat the first episodes.
-            later = self.config.seed + model.num_timesteps
-            env.seed(later)
-            model.action_space.seed(later)
-            return model
+            return load_checkpoint(cls, checkpoint.folder, env, self.config.device)
         kwargs = build_arguments(self.config.agent, self.arguments)
         if "noise_std" in self.arguments:
             kwargs["action_noise"] = _gaussian_noise(env, self.arguments["noise_std"])
@@ -209,69 +260,84 @@ class _Run:
         self.manifest["parameters"] = sum(p.numel() for p in model.policy.parameters())
 
     def _learn(self, model: BaseAlgorithm) -> RunResult:
-        from .checkpoints import save_model
+        from tether.agents.common.model_file import write_model
+
         from .logs import make_logger
 
         clock = _stopwatch(self.manifest["wall_seconds"])
-        evaluation, checkpoint, others = self._callbacks(model, clock)
+        evaluation, checkpoint, stopper, others = self._callbacks(model, clock)
         model.set_logger(make_logger(self.folder, model.num_timesteps, verbose=self.verbose > 1))
         assert self.config.steps is not None
+        status, seconds, at_rest = "interrupted", clock(), False
         try:
-            model.learn(
-                self.config.steps - model.num_timesteps,
-                callback=[*others, evaluation, checkpoint],
-                reset_num_timesteps=False,
-                progress_bar=self.verbose > 0 and sys.stderr.isatty(),
-            )
-            seconds, status = clock(), "finished"
-            evaluation.finish()
-        except KeyboardInterrupt:
-            seconds, status = clock(), "interrupted"
-            checkpoint.save()
+            with self.stop.deferred():
+                model.learn(
+                    self.config.steps - model.num_timesteps,
+                    callback=[*others, evaluation, checkpoint, stopper],
+                    reset_num_timesteps=False,
+                    progress_bar=self.verbose > 0 and sys.stderr.isatty(),
+                )
+            seconds, at_rest = clock(), True
+            if not stopper.saved:
+                checkpoint.save()
+            if not stopper.stopped:
+                evaluation.finish()
+                status = "finished"
+        except KeyboardInterrupt:  # the second signal, or one outside `learn`
+            seconds = clock()
         except Exception:
             self._update_manifest("failed", model.num_timesteps, clock())
             raise
         finally:
             model.logger.close()
             _close(evaluation.env)
-        save_model(model, self.folder / "model.zip")
-        self._update_manifest(status, model.num_timesteps, seconds)
+        if at_rest:
+            write_model(model, self.folder / "model.zip")
+        self._update_manifest(status, self._reached(model), seconds)
         return RunResult(self.folder, finished=status == "finished", fresh=True, manifest=self.manifest)
+
+    def _reached(self, model: BaseAlgorithm) -> int:
+        """Env steps from which the run would go on, or that it ended with."""
+        from tether.agents import list_checkpoints
+
+        checkpoints = list_checkpoints(self.folder / "checkpoint")
+        return checkpoints[-1].timesteps if checkpoints else 0
 
     def _callbacks(
         self, model: BaseAlgorithm, clock: Callable[[], float]
-    ) -> tuple[EvaluationCallback, CheckpointCallback, list[BaseCallback]]:
-        from .callbacks import (
-            CheckpointCallback,
-            ConfigurationCallback,
-            CostCallback,
-            EvaluationCallback,
-            FiniteCallback,
-        )
+    ) -> tuple[EvaluationCallback, CheckpointCallback, StopCallback, list[BaseCallback]]:
+        from tether.agents import CheckpointCallback
 
-        assert self.config.eval_every is not None
+        from .callbacks import ConfigurationCallback, CostCallback, EvaluationCallback, FiniteCallback, StopCallback
+
+        config = self.config
+        assert config.eval_every is not None
         evaluation_env = self._make_evaluation_env(model)
-        evaluation = EvaluationCallback(evaluation_env, self.folder, self.config.eval_every, self.config.eval_episodes)
+        seed = config.seed + 10_000
+        evaluation = EvaluationCallback(evaluation_env, self.folder, config.eval_every, config.eval_episodes, seed)
 
-        def note_checkpoint() -> None:
+        def note_checkpoint(checkpoint: Checkpoint) -> None:
             self.manifest["checkpoint_seconds"] = round(clock(), 2)
-            self._update_manifest("running", model.num_timesteps, clock())
+            self._update_manifest("running", checkpoint.timesteps, clock())
 
-        checkpoint = CheckpointCallback(self.folder / "checkpoint", self.config.checkpoint_every, note_checkpoint)
-        checkpoint.init_callback(model)  # Ctrl-C may come before `learn` does it
-        hparams = {"agent": self.config.agent, "env": self.config.env, "seed": self.config.seed}
+        checkpoint = CheckpointCallback(
+            self.folder / "checkpoint", config.checkpoint_every, score=evaluation.latest, on_save=note_checkpoint
+        )
+        checkpoint.init_callback(model)  # `save` may be called before `learn` does it
+        stopper = StopCallback(self.stop, checkpoint.save)
+        hparams = {"agent": config.agent, "env": config.env, "seed": config.seed}
         hparams |= {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.arguments.items()}
-        guard = [] if self.config.agent in OURS else [FiniteCallback()]
+        guard = [] if config.agent in OURS else [FiniteCallback()]
         text = yaml.safe_dump(_plain(self.manifest["config"]), sort_keys=False)
         configuration = ConfigurationCallback(hparams, "".join(f"    {line}\n" for line in text.splitlines()))
-        return evaluation, checkpoint, [*guard, CostCallback(), configuration]
+        return evaluation, checkpoint, stopper, [*guard, CostCallback(), configuration]
 
     def _make_evaluation_env(self, model: BaseAlgorithm) -> VecEnv:
         from stable_baselines3.common.vec_env import VecNormalize
 
         from tether.envs import make_vec
 
-        env: VecEnv = make_vec(
+        env = make_vec(
             self.config.env,
             n_envs=min(self.config.eval_episodes, 10),
             backend="auto" if self.config.backend == "subproc" else self.config.backend,
@@ -293,9 +359,16 @@ class _Run:
 def _identity(config: RunConfig, arguments: dict[str, Any]) -> dict[str, Any]:
     """What makes two runs the same: the configuration with the agent's arguments, without where and on what it runs."""
     plain = asdict(config)
-    for key in ("out", "device", "checkpoint_every", "hp"):
+    for key in ("out", "device", "checkpoint_every", "on_nonfinite", "hp"):
         plain.pop(key)
     return plain | {"arguments": {k: v for k, v in arguments.items() if k not in ("n_envs", "steps")}}
+
+
+def _may_roll_back(config: RunConfig, error: ValueError, rollbacks: int) -> bool:
+    """Whether an error is one that other random numbers may avoid, and there were not too many of them."""
+    from tether.agents import NonFiniteError
+
+    return isinstance(error, NonFiniteError) and config.on_nonfinite == "rollback" and rollbacks <= MAX_ROLLBACKS
 
 
 def _refuse_other_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -365,7 +438,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what a run wrote that left no checkpoint to continue from."""
-    written = ("*monitor.csv", "events.out.tfevents.*", "progress.csv", "evaluations.csv", "*model.zip", "*vecnormalize.pkl")
+    written = ("*monitor.csv", "events.out.tfevents.*", "progress.csv", "evaluations.csv", "*model.zip", "nonfinite-*")
     for pattern in written:
         for path in folder.glob(pattern):
             path.unlink()

@@ -1,24 +1,33 @@
-"""What every agent of the library has beside SB3's ``BaseAlgorithm``: safe files, exact checkpoints, the finite guard's terms."""
+"""What every agent of the library has beside SB3's ``BaseAlgorithm``: safe files, exact checkpoints, the finite guard."""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
 
 from .atomic import replace_file
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from .finite import NonFiniteError
 from .model_file import ModelPath, build_model, read_model, with_suffix, write_model
 from .threads import threads_for, use_threads
 
+logger = logging.getLogger("tether")
+
+SKIPS = 10  # numbers in a row that are not finite: skipping them does not help
+
 SelfAgent = TypeVar("SelfAgent", bound="Agent")
+T = TypeVar("T")
 
 
 class Agent(BaseAlgorithm):
@@ -26,8 +35,15 @@ class Agent(BaseAlgorithm):
 
     After ``load_checkpoint`` schedules follow the total of the interrupted training, also where ``learn`` is called for a
     part of what is left.
+
+    ``agent.on_nonfinite`` says what happens when a number is not finite: "stop" raises :class:`NonFiniteError`; "skip"
+    leaves out the rest of an update, or resets the environments, and goes on, up to :data:`SKIPS` times in a row. The
+    batch is written into the logger's folder in both cases.
     """
 
+    on_nonfinite: str = "stop"
+    _skipped: int = 0
+    _skipped_in_a_row: int = 0
     _schedule_total: int | None = None
     _threads: int | None = None
     _NOT_SAVED: ClassVar[tuple[str, ...]] = ("_schedule_total",)
@@ -61,7 +77,7 @@ class Agent(BaseAlgorithm):
         return replace_file(path, file.getvalue())
 
     @classmethod
-    def load(  # type: ignore[override]
+    def load(
         cls: type[SelfAgent],
         path: str | pathlib.Path | io.BufferedIOBase,
         env: GymEnv | None = None,
@@ -104,7 +120,9 @@ class Agent(BaseAlgorithm):
 
     # ------------------------------------------------------------------ learning
 
-    def _setup_learn(self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any) -> Any:
+    def _setup_learn(
+        self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any
+    ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps:
             self._schedule_total = self._threads = None
         noise = getattr(self, "action_noise", None)
@@ -115,6 +133,34 @@ class Agent(BaseAlgorithm):
             self.action_noise = noise
         self._total_timesteps = max(self._total_timesteps, self._schedule_total or 0)
         return result
+
+    def _guarded(self, work: Callable[[], T]) -> T | None:
+        """What ``work`` returns; None where it met a number that is not finite, and ``on_nonfinite`` says to skip it."""
+        try:
+            result = work()
+        except NonFiniteError as error:
+            error.step = self.num_timesteps if error.step is None else error.step
+            folder = self.logger.get_dir()
+            if folder is not None:
+                error.save_report(folder)
+            if self.on_nonfinite == "stop" or self._skipped_in_a_row >= SKIPS:
+                raise
+            if self.on_nonfinite != "skip":
+                raise ValueError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}.") from error
+            logger.warning("%s Skipped.", error)
+            self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
+            self.logger.record("train/skipped", self._skipped)
+            return None
+        self._skipped_in_a_row = 0
+        return result
+
+    def _restart_environments(self) -> None:
+        """Begin new episodes in the middle of a training."""
+        assert self.env is not None
+        self._last_obs = self.env.reset()  # type: ignore[assignment]
+        self._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
+        if self._vec_normalize_env is not None:
+            self._last_original_obs = self._vec_normalize_env.get_original_obs()
 
     @contextmanager
     def _torch_threads(self, batch_size: int) -> Iterator[None]:

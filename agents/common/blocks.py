@@ -102,5 +102,5 @@ def rows_per_block(array: np.ndarray) -> int:
 
 def _digest(block: np.ndarray) -> str:
     digest = hashlib.sha256(f"{block.dtype.str}{block.shape}".encode())
-    digest.update(np.ascontiguousarray(block).data if block.size else b"")  # type: ignore[arg-type]
+    digest.update(np.ascontiguousarray(block).data if block.size else b"")
     return digest.hexdigest()

@@ -31,6 +31,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from .atomic import publish_folder, remove_folder
 from .blocks import BlockStore, DamagedError
 from .env_state import NoStateError, env_state, give_space, restore_env_state, take_space
+from .finite import check_weights
 from .model_file import ModelFileError, build_model, read_model, write_model
 from .plain import Arrays, PlainDataError, decode, encode
 from .replay_state import blocks_of, read_replay_buffer, write_replay_buffer
@@ -88,11 +89,13 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
     :param folder: of the run's checkpoints
     :param keep: how many of the newest stay; the one with the best score stays besides
     :param score: how good the agent is now
+    :raises NonFiniteError: if the weights are not finite
     :raises OSError: if it cannot be written; the former checkpoints are as they were
     """
     folder = Path(folder)
     if keep < 1:
         raise ValueError(f"keep is how many checkpoints stay: 1 or more, not {keep}.")
+    check_weights(model)
     former = list_checkpoints(folder)
     number = former[-1].number + 1 if former else 1
     store = BlockStore(folder / "blocks")
@@ -248,7 +251,7 @@ def _read_state(checkpoint: Checkpoint) -> dict[str, Any]:
     version, manifest = int(checkpoint.manifest["format"]), checkpoint.manifest
     while version != FORMAT:
         if version not in MIGRATIONS:
-            raise CheckpointError(f"{checkpoint.folder} has format {version}, and this version of Tether reads {FORMAT}: update it.")
+            raise CheckpointError(f"{checkpoint.folder} has format {version}, and this Tether reads {FORMAT}: update Tether.")
         manifest, state = MIGRATIONS[version](manifest, state)
         version += 1
     return state

@@ -60,7 +60,8 @@ class Resumable(gym.Wrapper, gym.utils.RecordConstructorArgs):
 _NOTHING = (
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial, io.IOBase,
     logging.Logger, re.Pattern, weakref.ref, threading.Event, type(threading.Lock()), type(threading.RLock()),
-    EnvSpec, pathlib.PurePath, MujocoRenderer, ResultsWriter, mujoco.MjvCamera, mujoco.MjvOption, mujoco.MjvScene, mujoco.Renderer,
+    EnvSpec, pathlib.PurePath, MujocoRenderer, ResultsWriter,
+    mujoco.MjvCamera, mujoco.MjvOption, mujoco.MjvScene, mujoco.Renderer,
 )  # fmt: skip
 # What was told to the last caller, constructor arguments, and windows.
 _LEFT_OUT = frozenset({
@@ -138,12 +139,12 @@ class _Walk:
             return
         if "digest" in state:
             if not isinstance(thing, np.ndarray) or _digest(thing) != state["digest"]:
-                raise NoStateError(f"{path} is larger than {CONSTANT:,} bytes and another array than where the state was taken.")
+                raise NoStateError(f"{path}, an array of over {CONSTANT:,} bytes, is not that of where the state was taken.")
             return
         if "special" in state:
             for matches, _, write in _SPECIAL:
                 if matches(thing):
-                    return self._try(lambda: write(thing, state["special"]), path)
+                    return self._try(functools.partial(write, thing, state["special"]), path)
             raise NoStateError(f"{path} is {type(thing).__name__} here and was another object where the state was taken.")
         if "entries" in state:
             parts = [(thing, key, part, f"{path}[{key!r}]") for key, part in state["entries"]]
@@ -153,7 +154,8 @@ class _Walk:
             parts = [(thing, i, part, f"{path}[{i}]") for i, part in enumerate(state["items"])]
         else:
             if type(thing).__qualname__ != state["class"]:
-                raise NoStateError(f"{path} is {type(thing).__name__} here and was {state['class']} where the state was taken.")
+                here = type(thing).__name__
+                raise NoStateError(f"{path} is {here} here and was {state['class']} where the state was taken.")
             parts = [(vars(thing), name, part, f"{path}.{name}") for name, part in state["attributes"].items()]
         for holder, key, part, where in parts:
             self._give_part(holder, key, part, where)
@@ -183,7 +185,7 @@ class _Walk:
 
 
 def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()  # type: ignore[arg-type]
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 def _is_plain(thing: Any) -> bool:
@@ -248,7 +250,7 @@ def give_space(space: spaces.Space, state: Any) -> None:
     """Put back what :func:`take_space` took."""
     parts = space.values() if isinstance(space, spaces.Dict) else space if isinstance(space, spaces.Tuple) else ()
     if state["random"] is None:
-        space._np_random = None
+        space._np_random = None  # type: ignore[assignment]
     else:
         _give_generator(space.np_random, state["random"])
     for part, own in zip(parts, state["parts"], strict=True):

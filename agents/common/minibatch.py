@@ -39,7 +39,7 @@ class MinibatchAgent(OnPolicyAgent):
             )
         super()._setup_model()
         optimizer = self.policy.optimizer
-        self.update = Update(self.loss, optimizer, self.batch_size, self.max_grad_norm, self.compile_loss)
+        self.update = Update(self.loss, optimizer, self.batch_size, self.max_grad_norm, self.policy, self.compile_loss)
 
     def samples_per_step(self) -> int:
         """The minibatch."""

@@ -34,7 +34,9 @@ _COMMENT = b"tether sha256 "
 _DIGEST = 64  # hexadecimal digits at the file's end
 # Made again by the constructor, or states of a rollout, which a checkpoint keeps.
 _LEFT_OUT = frozenset({"lr_schedule", "_last_obs", "_last_original_obs", "_last_episode_starts"})
-_NORMALIZER = ("clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward", "norm_obs_keys", "training", "ret_rms")
+_NORMALIZER = (
+    "clip_obs", "clip_reward", "gamma", "epsilon", "norm_obs", "norm_reward", "norm_obs_keys", "training", "ret_rms",
+)  # fmt: skip
 
 
 class ModelFileError(ValueError):
@@ -49,16 +51,23 @@ class ModelFile:
     :param params: state dicts of its modules and optimisers
     :param variables: single tensors
     :param normalizer: of a ``VecNormalize`` around the training environment; None where there was none
+    :param classes: names of the agent's class and its bases, as :func:`class_name` gives them; none where SB3 wrote the file
     """
 
     data: dict[str, Any]
     params: dict[str, Any]
     variables: dict[str, Any] | None
     normalizer: dict[str, Any] | None = None
+    classes: tuple[str, ...] = ()
 
     def wrap(self, env: VecEnv) -> VecEnv:
         """``env`` inside the ``VecNormalize`` of the training, if there was one and ``env`` has none."""
         return env if self.normalizer is None or _normalizer_of(env) else restore_normalizer(env, self.normalizer)
+
+
+def class_name(cls: type) -> str:
+    """Package and name, without the module in between: ``tether.MDPO``, ``stable_baselines3.PPO``."""
+    return f"{cls.__module__.split('.')[0]}.{cls.__name__}"
 
 
 # ---------------------------------------------------------------------- writing
@@ -106,12 +115,14 @@ def _attribute(model: BaseAlgorithm, name: str, value: Any) -> Any:
     try:
         return encode(value)
     except PlainDataError as error:
-        warnings.warn(f"{name} is not in the saved model: {error}; or give it again at loading, with custom_objects.", stacklevel=2)
+        sentence = f"{name} is not in the saved model: {error}; or give it again at loading, with custom_objects."
+        warnings.warn(sentence, stacklevel=2)
         return {"type": "unsaved", "reason": str(error)}
 
 
 def _pack(model: BaseAlgorithm, data: dict[str, Any], params: dict[str, Any], variables: Any) -> bytes:
-    header = {"format": FORMAT, "agent": [cls.__name__ for cls in type(model).__mro__[:-1]]}
+    bases = [class_name(cls) for cls in type(model).__mro__ if issubclass(cls, BaseAlgorithm)]
+    header = {"format": FORMAT, "classes": bases}
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("tether.json", json.dumps(header))
@@ -152,18 +163,25 @@ def read_model(
                 _check(content, archive, names, named)
             data = json.loads(archive.read("data"))
             if trust and _is_pickled(data):
-                theirs = load_from_zip_file(io.BytesIO(content), device=device, custom_objects=custom_objects)  # type: ignore[arg-type]
+                theirs = load_from_zip_file(io.BytesIO(content), device=device, custom_objects=custom_objects)
                 return ModelFile(theirs[0] or {}, theirs[1], theirs[2])
             place = get_device(device)
             params = {name.removesuffix(".pth"): _weights(archive, name, place) for name in names if name.endswith(".pth")}
             normalizer = json.loads(archive.read("vec_normalize.json")) if "vec_normalize.json" in names else None
-            return ModelFile(_decoded(data, custom_objects or {}), params, params.pop("pytorch_variables", None), normalizer)
+            header: dict[str, Any] = {"format": FORMAT, "classes": []}
+            if "tether.json" in names:
+                header = json.loads(archive.read("tether.json"))
+            if header["format"] != FORMAT:
+                raise ModelFileError(f"{named} has format {header['format']}, and this Tether reads {FORMAT}: update Tether.")
+            variables, classes = params.pop("pytorch_variables", None), tuple(header["classes"])
+            return ModelFile(_decoded(data, custom_objects or {}), params, variables, normalizer, classes)
     except ModelFileError:
         raise
     except PlainDataError as error:
         raise ModelFileError(f"{named} cannot be loaded: {error}.") from error
     except Exception as error:  # zipfile, json and torch each have many for a damaged file
-        raise ModelFileError(f"{named} is not a saved model, or is damaged ({type(error).__name__}: {_short(error)}).") from error
+        reason = f"{type(error).__name__}: {_short(error)}"
+        raise ModelFileError(f"{named} is not a saved model, or is damaged ({reason}): take another copy.") from error
 
 
 def _existing(path: str | pathlib.Path) -> pathlib.Path:
@@ -177,7 +195,7 @@ def _check(content: bytes, archive: zipfile.ZipFile, names: list[str], named: st
     if body.endswith(_COMMENT) and hashlib.sha256(body).hexdigest().encode() == digest:
         return
     if "tether.json" in names:
-        raise ModelFileError(f"{named} is damaged, or was changed after Tether wrote it: its checksum differs. Take another copy.")
+        raise ModelFileError(f"{named} is damaged or was changed since Tether wrote it (its checksum differs): take another copy.")
     if "data" in names and _is_pickled(json.loads(archive.read("data"))):
         raise ModelFileError(
             f"{named} holds pickled objects, which run code of the file's author when they are loaded: if you trust its "
@@ -200,9 +218,10 @@ def _decoded(data: dict[str, Any], custom_objects: dict[str, Any]) -> dict[str, 
         if name in custom_objects:
             result[name] = custom_objects[name]
         elif isinstance(value, dict) and ":serialized:" in value:
-            raise ModelFileError(f"'{name}' is pickled, which no file of Tether's is: load it with trust=True if you trust it.")
+            raise ModelFileError(f"'{name}' is pickled: if you trust the file's origin, load it with trust=True.")
         elif isinstance(value, dict) and value.get("type") == "unsaved":
-            raise ModelFileError(f"'{name}' is not in the file: load it with custom_objects={{'{name}': ...}}; {value['reason']}.")
+            how = f"load it with custom_objects={{'{name}': ...}}"
+            raise ModelFileError(f"'{name}' is not in the file ({value['reason']}): {how}.")
         else:
             result[name] = value if _is_alias(value) else decode(value)
     return result
@@ -237,6 +256,8 @@ def build_model(
     :raises ValueError: if ``env`` has other spaces
     """
     data = dict(file.data)
+    if file.classes and class_name(cls) not in file.classes and file.classes[0] not in map(class_name, cls.__mro__):
+        raise ModelFileError(f"The file holds a {file.classes[0]}: load it with that class, not with {class_name(cls)}.")
     if missing := {"policy_class", "observation_space", "action_space", "verbose"} - set(data):
         raise ModelFileError(f"The file is no model of {cls.__name__}: it lacks {', '.join(sorted(missing))}.")
     if _is_alias(data["policy_class"]):
@@ -280,7 +301,7 @@ def normalizer_state(normalizer: VecNormalize) -> dict[str, Any]:
 def restore_normalizer(env: VecEnv, state: dict[str, Any]) -> VecNormalize:
     """``env`` in a ``VecNormalize`` with these arguments and statistics."""
     values = {name: decode(value) for name, value in state.items()}
-    statistics = {name: values.pop(name) for name in ("ret_rms", "obs_rms") if name in values}
+    statistics: dict[str, Any] = {name: values.pop(name) for name in ("ret_rms", "obs_rms") if name in values}
     normalizer = VecNormalize(env, **values)
     vars(normalizer).update(statistics)
     return normalizer

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -14,7 +15,7 @@ from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from .agent import Agent
-from .finite import check_finite
+from .finite import ADVICE, DeviceGuard, NonFiniteError, check_finite, check_step
 
 SelfOffPolicyAgent = TypeVar("SelfOffPolicyAgent", bound="OffPolicyAgent")
 
@@ -29,6 +30,7 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._collected = [0, 0]  # steps and episodes since the last call of `train`
+        self._guards: dict[th.optim.Optimizer, DeviceGuard] = {}
 
     # ------------------------------------------------------------------ experience
 
@@ -56,7 +58,7 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
             self.num_timesteps += env.num_envs
             self._collected[0] += 1
             self._update_info_buffer(infos, dones)
-            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
+            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
             self._end_episodes(np.flatnonzero(dones), action_noise, log_interval)
@@ -93,6 +95,34 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
 
     # ------------------------------------------------------------------ training
 
+    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, terms: dict[str, th.Tensor], replay: Any) -> None:
+        """One step down the gradient of ``loss``, if both are finite.
+
+        :param terms: of the loss, and ``replay``, the samples it was computed on: for the finite guard
+        :raises NonFiniteError: naming the term or the parameter; the weights are those before the step
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.device.type == "cpu":
+            own = {id(p) for p in parameters}
+            named = ((name, p) for name, p in self.policy.named_parameters() if id(p) in own)
+            check_step(loss, norm, terms, replay._asdict(), named)
+        else:
+            if optimizer not in self._guards:
+                self._guards[optimizer] = DeviceGuard(optimizer, self.device)
+            self._guards[optimizer].look(loss, norm)
+        optimizer.step()
+
+    def _ask_guards(self) -> None:
+        """On a GPU: whether a step since the last call was not finite; it waits for the device, so call it where one logs.
+
+        :raises NonFiniteError: if so; the weights are those before that step
+        """
+        if any([guard.failed_since() for guard in self._guards.values()]):
+            raise NonFiniteError("A loss or gradient of the latest updates was not finite", ADVICE, self.num_timesteps)
+
     def learn(
         self: SelfOffPolicyAgent,
         total_timesteps: int,
@@ -112,22 +142,29 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
             callback.on_training_start(locals(), globals())
             # What a callback interrupted is finished in any case, as it would have been without.
             while self.num_timesteps < total_timesteps or self._collected != [0, 0]:
-                rollout = self.collect_rollouts(
-                    self.env,  # type: ignore[arg-type]
-                    callback,
-                    self.train_freq,  # type: ignore[arg-type]
-                    self.replay_buffer,  # type: ignore[arg-type]
-                    self.action_noise,
-                    self.learning_starts,
-                    log_interval,
-                )
+                rollout = self._guarded(lambda: self._collect(callback, log_interval))
+                if rollout is None:
+                    self._collected = [0, 0]
+                    self._restart_environments()
+                    continue
                 if not rollout.continue_training:
                     break
                 gradient_steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                 if self.num_timesteps > self.learning_starts and gradient_steps > 0:
-                    self.train(batch_size=self.batch_size, gradient_steps=gradient_steps)
+                    self._guarded(lambda steps=gradient_steps: self.train(steps, self.batch_size))  # type: ignore[misc]
             callback.on_training_end()
         return self
 
+    def _collect(self, callback: BaseCallback, log_interval: int) -> RolloutReturn:
+        return self.collect_rollouts(
+            self.env,  # type: ignore[arg-type]
+            callback,
+            self.train_freq,  # type: ignore[arg-type]
+            self.replay_buffer,  # type: ignore[arg-type]
+            self.action_noise,
+            self.learning_starts,
+            log_interval,
+        )
+
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_collected"]
+        return [*super()._excluded_save_params(), "_collected", "_guards"]

@@ -15,8 +15,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from .agent import Agent
 from .advantages import generalized_advantage
+from .agent import Agent
 from .finite import check_finite, check_finite_info
 from .normalization import RewardScaler
 from .parts import Part, parts_of
@@ -368,10 +368,15 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
             callback.on_training_start(locals(), globals())
             # A rollout that a callback interrupted is finished in any case, as it would have been without.
             while self.num_timesteps < total_timesteps or self._position:
-                if not self.collect_rollouts(self.env, callback):  # type: ignore[arg-type]
+                going_on = self._guarded(lambda: self.collect_rollouts(self.env, callback))  # type: ignore[arg-type]
+                if going_on is None:
+                    self._restart_environments()
+                    self.reward_scaler.returns.zero_()
+                    continue
+                if not going_on:
                     break
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-                self.train()
+                self._guarded(self.train)
                 # The normaliser moves after the update: until then old policy and behaviour policy are one function.
                 self.policy.update_moments(self.rollout.flat_observations())
                 iteration = self.num_timesteps // (self.n_steps * self.n_envs)

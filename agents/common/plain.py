@@ -205,7 +205,7 @@ def _make_object(cls: Any, state: Any) -> Any:
         raise PlainDataError(f"{cls!r} is no class, so the data makes no object of it")
     if cls in _FORMS:
         return _FORMS[cls].make(state)
-    made = cls.__new__(cls)
+    made: Any = object.__new__(cls)
     vars(made).update(state)
     return made
 

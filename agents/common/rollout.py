@@ -124,7 +124,7 @@ class Rollout:
         _write_first(self.observations, state["observations"])
         for name in ("actions", "rewards", "dones"):
             _write_first(getattr(self, name), state[name])
-        self.timeouts = [tuple(timeout) for timeout in state["timeouts"]]  # type: ignore[misc]
+        self.timeouts = [tuple(timeout) for timeout in state["timeouts"]]
 
 
 def _first(store: Any, n_steps: int) -> Any:

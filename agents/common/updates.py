@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch as th
 
 from .acceleration import CapturedCall, CompiledCall
+from .finite import ADVICE, DeviceGuard, NonFiniteError, check_step
 from .flat_adam import FlatAdam
 
 # Name -> tensor (N, ...), a scalar tensor for what all samples share, or a dict of such.
@@ -75,6 +76,7 @@ class Update:
     :param optimizer: of the parameters that the loss trains
     :param batch_size: samples a step, drawn without replacement each epoch; None: the whole rollout, in its order
     :param max_grad_norm: gradients are clipped to this global norm; None: they are not
+    :param network: whose parameters the finite guard names
     :param compile_loss: run the loss through ``torch.compile``
     """
 
@@ -84,15 +86,21 @@ class Update:
         optimizer: th.optim.Optimizer,
         batch_size: int | None,
         max_grad_norm: float | None,
+        network: th.nn.Module,
         compile_loss: bool = False,
     ) -> None:
         self.loss: Loss = CompiledCall(loss) if compile_loss else loss
         self.optimizer = optimizer
         self.batch_size, self.max_grad_norm = batch_size, max_grad_norm
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.named = [(name, p) for name, p in network.named_parameters() if id(p) in own]
         if isinstance(optimizer, FlatAdam):
             optimizer.flatten()
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._epoch: Callable[[Batch], dict[str, th.Tensor]] = self.epoch
+        self.guard: DeviceGuard | None = None
+        if self.parameters[0].is_cuda and optimizer.defaults.get("fused"):
+            self.guard = DeviceGuard(optimizer, self.parameters[0].device)
         if self.parameters[0].is_cuda and "capturable" in optimizer.defaults:
             self._epoch = CapturedCall(self.epoch, optimizer)
 
@@ -104,13 +112,26 @@ class Update:
         :param batch: everything the loss reads, N samples
         :param after_epoch: called with the means of the epoch's named scalars; True ends the update
         :return: means of the named scalars over all epochs, on the device
+        :raises NonFiniteError: naming the loss term or the gradient that is not finite; the weights are those before it
         """
         infos = []
         for _ in range(epochs):
             infos.append(self._epoch(self._shuffled(batch)))
             if after_epoch(infos[-1]):
                 break
+        if self.guard is not None and self.guard.failed_since():
+            self._name_culprit(batch)
         return mean_of(infos)
+
+    def _name_culprit(self, batch: Batch) -> None:
+        """Look for what was not finite, with the weights that the guard kept as they were before it."""
+        for part in [batch] if self.batch_size is None else minibatches(batch, self.batch_size):
+            self.optimizer.zero_grad(set_to_none=True)
+            loss, info = self.loss(part)
+            loss.backward()
+            norm = th.nn.utils.get_total_norm([p.grad for _, p in self.named if p.grad is not None])
+            check_step(loss, norm, info, part, self.named)
+        raise NonFiniteError("A loss or gradient of the update is not finite", ADVICE, batch=batch)
 
     def _shuffled(self, batch: Batch) -> Batch:
         if self.batch_size is None:
@@ -124,18 +145,27 @@ class Update:
         infos = []
         for part in parts:
             loss, info = self.loss(part)
-            self.step(loss)
-            infos.append(info)
+            infos.append({**info, "grad_norm": self.step(loss, info, part)})
         return mean_of(infos)
 
-    def step(self, loss: th.Tensor) -> None:
-        """One step of the optimiser down the gradient of ``loss``, clipped."""
+    def step(self, loss: th.Tensor, info: dict[str, th.Tensor], batch: Batch) -> th.Tensor:
+        """One step of the optimiser down the gradient of ``loss``, clipped; its norm before that.
+
+        :param info: terms of the loss, and ``batch``, what it was computed on: for the finite guard
+        """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if isinstance(self.optimizer, FlatAdam):
-            gradient = self.optimizer.gather()
-            if self.max_grad_norm is not None:
-                gradient.mul_((self.max_grad_norm / (gradient.norm() + 1e-6)).clamp_(max=1.0))
-        elif self.max_grad_norm is not None:
-            th.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+            gradients = [self.optimizer.gather()]
+            norm = gradients[0].norm()
+        else:
+            gradients = [p.grad for p in self.parameters if p.grad is not None]
+            norm = th.nn.utils.get_total_norm(gradients)
+        if self.guard is not None:
+            self.guard.look(loss, norm)
+        elif not (norm.is_cuda and th.cuda.is_current_stream_capturing()):
+            check_step(loss, norm, info, batch, self.named)
+        if self.max_grad_norm is not None:
+            th._foreach_mul_(gradients, (self.max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
         self.optimizer.step()
+        return norm

@@ -261,9 +261,9 @@ class OffPolicyMDPO(OffPolicyAgent):
         for _ in range(gradient_steps):
             replay = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             actor_loss, value_target, info = self.actor_loss(replay.observations)
-            _step(self.actor.optimizer, actor_loss)
+            self._step(self.actor.optimizer, actor_loss, info, replay)
             critic_loss, critic_info = self.critic_loss(replay, value_target)
-            _step(self.critic.optimizer, critic_loss)
+            self._step(self.critic.optimizer, critic_loss, critic_info, replay)
             polyak_update(self.policy.value.parameters(), self.policy.value_target.parameters(), self.tau)
         self._n_updates += gradient_steps
         # The authors refresh the anchor at the end of every env step (counted from 0) that m divides.
@@ -301,7 +301,9 @@ class OffPolicyMDPO(OffPolicyAgent):
 
     def _record_update(self, info: dict[str, th.Tensor]) -> None:
         """Log the terms of one update: once an anchor period, so that the inner loop never waits for the device."""
-        for key, value in check_finite_info(info, self.num_timesteps).items():
+        numbers = check_finite_info(info, self.num_timesteps)
+        self._ask_guards()
+        for key, value in numbers.items():
             self.logger.record(f"train/{key}", value)
         self.logger.record("train/step_size", self.step_size)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -319,9 +321,3 @@ class OffPolicyMDPO(OffPolicyAgent):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", "actor.optimizer", "critic.optimizer"], []
-
-
-def _step(optimizer: th.optim.Optimizer, loss: th.Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()

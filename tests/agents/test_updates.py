@@ -140,7 +140,7 @@ def test_every_sample_is_used_once_an_epoch():
         seen.append(part["x"])
         return (w * part["x"].float()).sum(), {}
 
-    Update(loss, th.optim.SGD([w], lr=0.1), 4, None).run({"x": th.arange(12)}, 2)
+    Update(loss, th.optim.SGD([w], lr=0.1), 4, None, th.nn.ParameterList([w])).run({"x": th.arange(12)}, 2)
     epochs = th.cat(seen).reshape(2, 12)
     assert all(sorted(epoch.tolist()) == list(range(12)) for epoch in epochs)
     assert not th.equal(epochs[0], epochs[1])
