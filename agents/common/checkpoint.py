@@ -73,7 +73,7 @@ class Checkpoint:
 
     @property
     def time(self) -> float:
-        """When it was begun, in seconds since the epoch."""
+        """The moment of its state, in seconds since the epoch."""
         return float(self.manifest["time"])
 
 
@@ -99,8 +99,8 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
     former = list_checkpoints(folder)
     number = former[-1].number + 1 if former else 1
     store = BlockStore(folder / "blocks")
-    begun = time.time()
     state = _state_of(model, store)
+    moment = time.time()  # episodes that ended before are part of the state
 
     def fill(place: Path) -> None:
         write_model(model, place / "model.zip")
@@ -109,7 +109,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
         np.savez(place / "state.npz", **arrays.packed())  # type: ignore[arg-type]
         manifest = {
             "format": FORMAT, "agent": type(model).__name__, "timesteps": model.num_timesteps,
-            "total": model._total_timesteps, "time": begun, "score": score,
+            "total": model._total_timesteps, "time": moment, "score": score,
             "exact": state["env"] is not None, "blocks": blocks_of(state["replay"]) if state["replay"] else [],
             "files": {path.name: _checksum(path) for path in sorted(place.iterdir())},
         }  # fmt: skip

@@ -22,10 +22,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
-from gymnasium.envs.mujoco.mujoco_rendering import MujocoRenderer
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env import SubprocVecEnv
@@ -60,16 +58,17 @@ class Resumable(gym.Wrapper, gym.utils.RecordConstructorArgs):
 _NOTHING = (
     types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial, io.IOBase,
     logging.Logger, re.Pattern, weakref.ref, threading.Event, type(threading.Lock()), type(threading.RLock()),
-    EnvSpec, pathlib.PurePath, MujocoRenderer, ResultsWriter,
-    mujoco.MjvCamera, mujoco.MjvOption, mujoco.MjvScene, mujoco.Renderer,
+    EnvSpec, pathlib.PurePath, ResultsWriter,
 )  # fmt: skip
-# What was told to the last caller, constructor arguments, and windows.
+# The same by name: these are not imported before an environment does it.
+_NOTHING_NAMED = frozenset({"MujocoRenderer", "MjvCamera", "MjvOption", "MjvScene", "Renderer"})
+# What was told to the last caller, constructor arguments, windows, and the clock of a monitor's file.
 _LEFT_OUT = frozenset({
     "buf_infos", "reset_infos", "metadata", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
-    "class_attributes", "viewer", "screen", "clock", "_named", "_contexts", "render_kwargs",
+    "class_attributes", "t_start", "viewer", "screen", "clock", "_named", "_contexts", "render_kwargs",
 })  # fmt: skip
 CONSTANT = 2**24  # bytes; larger arrays are tables, which are compared and not saved
-_ASSETS = re.compile(r"(mesh|tex|skin|name|path|text)_|names|paths")  # of a MuJoCo model: large, and no task changes them
+_ASSETS = re.compile(r"(mesh|tex|skin|name|path|text|bvh|oct)_|names|paths")  # of a MuJoCo model: large, and no task changes them
 
 
 def env_state(env: Any) -> Any:
@@ -111,7 +110,7 @@ class _Walk:
 
     def take(self, thing: Any, path: str) -> Any:
         """State of one object: None if there is nothing in it."""
-        if isinstance(thing, _NOTHING) or str(getattr(type(thing), "__module__", "")).startswith("dm_control.mjcf"):
+        if isinstance(thing, _NOTHING) or _is_nothing_by_name(type(thing)):
             return None
         if isinstance(thing, np.ndarray) and thing.nbytes > CONSTANT:
             return {"digest": _digest(thing)}
@@ -182,6 +181,11 @@ class _Walk:
             write()
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise NoStateError(f"{path} does not take the state ({error}).") from error
+
+
+def _is_nothing_by_name(cls: type) -> bool:
+    module = str(getattr(cls, "__module__", ""))
+    return module.startswith("dm_control.mjcf") or ("mujoco" in module and cls.__name__ in _NOTHING_NAMED)
 
 
 def _digest(array: np.ndarray) -> str:
@@ -267,31 +271,40 @@ def _arrays_of(thing: Any) -> dict[str, np.ndarray]:
 
 
 _ARRAY_NAMES: dict[type, list[str]] = {}
-_INTEGRATION = mujoco.mjtState.mjSTATE_INTEGRATION
 
 
-def _take_data(data: mujoco.MjData) -> Any:
+def _is_mujoco(thing: Any, name: str) -> bool:
+    return type(thing).__name__ == name and type(thing).__module__.startswith("mujoco.")
+
+
+def _take_data(data: Any) -> Any:
     """What the next step starts from, and every array derived from the last one: rewards read them before it."""
-    state = np.zeros(mujoco.mj_stateSize(data.model, _INTEGRATION))
-    mujoco.mj_getState(data.model, data, state, _INTEGRATION)
+    import mujoco
+
+    part = mujoco.mjtState.mjSTATE_INTEGRATION
+    state = np.zeros(mujoco.mj_stateSize(data.model, part))
+    mujoco.mj_getState(data.model, data, state, part)
     return {"integration": state, "arrays": {name: array.copy() for name, array in _arrays_of(data).items() if array.size}}
 
 
-def _give_data(data: mujoco.MjData, state: Any) -> None:
-    mujoco.mj_setState(data.model, data, state["integration"], _INTEGRATION)
+def _give_data(data: Any, state: Any) -> None:
+    import mujoco
+
+    part = mujoco.mjtState.mjSTATE_INTEGRATION
+    mujoco.mj_setState(data.model, data, state["integration"], part)
     mujoco.mj_forward(data.model, data)  # contacts and constraints, whose number differs from step to step
-    mujoco.mj_setState(data.model, data, state["integration"], _INTEGRATION)  # with the warm start as it was
+    mujoco.mj_setState(data.model, data, state["integration"], part)  # with the warm start as it was
     _give_arrays(data, state["arrays"])
 
 
 def _give_arrays(thing: Any, arrays: dict[str, np.ndarray]) -> None:
     present = _arrays_of(thing)
     for name, array in arrays.items():
-        if present[name].shape == array.shape or not isinstance(thing, mujoco.MjData):
+        if present[name].shape == array.shape or not _is_mujoco(thing, "MjData"):
             present[name][...] = array
 
 
-def _take_model(model: mujoco.MjModel) -> Any:
+def _take_model(model: Any) -> Any:
     """Sizes, masses, places: tasks draw some of them anew at every reset."""
     return {name: array.copy() for name, array in _arrays_of(model).items() if array.size}
 
@@ -340,6 +353,6 @@ _SPECIAL: list[tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[[Any,
         lambda x, state: x.setstate(state["python"]),
     ),
     (lambda x: isinstance(x, spaces.Space), take_space, give_space),
-    (lambda x: isinstance(x, mujoco.MjData), _take_data, _give_data),
-    (lambda x: isinstance(x, mujoco.MjModel), _take_model, _give_arrays),
+    (lambda x: _is_mujoco(x, "MjData"), _take_data, _give_data),
+    (lambda x: _is_mujoco(x, "MjModel"), _take_model, _give_arrays),
 ]

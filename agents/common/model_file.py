@@ -195,7 +195,7 @@ def _check(content: bytes, archive: zipfile.ZipFile, names: list[str], named: st
     if body.endswith(_COMMENT) and hashlib.sha256(body).hexdigest().encode() == digest:
         return
     if "tether.json" in names:
-        raise ModelFileError(f"{named} is damaged or was changed since Tether wrote it (its checksum differs): take another copy.")
+        raise ModelFileError(f"{named} is damaged, or was changed since it was written (the checksum differs): take another.")
     if "data" in names and _is_pickled(json.loads(archive.read("data"))):
         raise ModelFileError(
             f"{named} holds pickled objects, which run code of the file's author when they are loaded: if you trust its "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -32,6 +33,7 @@ SMALL = {
     "PPO": ["n_steps=64", "batch_size=64", "n_epochs=2", "policy_kwargs.net_arch=[8]"],
     "SB3-PPO": ["n_steps=64", "batch_size=64", "n_epochs=2", "policy_kwargs.net_arch=[8]"],
     "SAC": ["learning_starts=40", "batch_size=8", "train_freq=8", "policy_kwargs.net_arch=[8]"],
+    "OffPolicyMDPO": ["learning_starts=40", "batch_size=8", "train_freq=8", "policy_kwargs.net_arch=[8]"],
     "DQN": ["learning_starts=40", "batch_size=8", "train_freq=8", "gradient_steps=1", "policy_kwargs.net_arch=[8]"],
 }
 
@@ -81,17 +83,19 @@ class Killed(BaseException):
 
 @pytest.fixture
 def stop_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., AbstractContextManager[dict[str, Any]]]:
-    """``with stop_at(step)``: training in the block is interrupted at that step; gives the model it was at."""
+    """``with stop_at(step)``: training in the block gets Ctrl-C, or an error, at that step; gives the model it was at."""
 
     @contextmanager
-    def arrange(step: int, error: type[BaseException] = KeyboardInterrupt) -> Iterator[dict[str, Any]]:
+    def arrange(step: int, error: type[BaseException] | None = None) -> Iterator[dict[str, Any]]:
         caught: dict[str, Any] = {}
         original = CostCallback._on_step
 
         def stop(self: CostCallback) -> bool:
-            if self.num_timesteps >= step:
+            if self.num_timesteps >= step and not caught:
                 caught["model"] = self.model
-                raise error
+                if error is not None:
+                    raise error
+                signal.raise_signal(signal.SIGINT)
             return original(self)
 
         with monkeypatch.context() as patch:

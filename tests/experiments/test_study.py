@@ -226,7 +226,7 @@ class TestRun:
         code, out, _ = start(path, "--jobs", 9)
         assert code == 0
         assert f"continuing {tmp_path / 'runs' / RUN} at step 100 of 128" in out
-        assert rows(tmp_path / "measured/tiny" / RUN.with_suffix(".csv"))[-1]["timesteps"] == "164"
+        assert rows(tmp_path / "measured/tiny" / RUN.with_suffix(".csv"))[-1]["timesteps"] == "128"
 
     def test_finished_but_not_exported(self, write, start, in_process, tmp_path: Path) -> None:
         path = write()

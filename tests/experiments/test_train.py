@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 import random
 import shutil
 import signal
@@ -30,11 +28,14 @@ from stable_baselines3.common.results_plotter import load_results
 from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tether.agents import MDPO
+from tether.agents import MDPO, CheckpointCallback, list_checkpoints, load_checkpoint
+from tether.agents.common.checkpoint import find_checkpoint
+from tether.agents.common.model_file import read_model
+from tether.agents.common.plain import decode
 from tether.envs import make_vec
-from tether.experiments import callbacks, checkpoints
+from tether.experiments import callbacks
 from tether.experiments.callbacks import COLUMNS, ConfigurationCallback
-from tether.experiments.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from tether.experiments.catalogue import OURS
 from tether.experiments.interrupts import stoppable
 from tether.experiments.logs import STEP, ProgressWriter, drop_episodes_after
 from tether.experiments.runs import load_runs
@@ -160,10 +161,7 @@ class TestRunFolder:
         """Not of the one before the last update, although both stand at the same step."""
         from tether.experiments.evaluate import evaluate
 
-        env = make_vec("CartPole-v1", 1, backend="dummy", seed=3 + 10_000)
-        untrained = MDPO("MlpPolicy", make_vec("CartPole-v1", 1, backend="dummy"), seed=0)
-        for _ in range(2):  # the run's environment had two evaluations before
-            evaluate(untrained, env, 1)
+        env = make_vec("CartPole-v1", 1, backend="dummy", seed=3 + 10_000 + 320)  # seed and step give the episodes
         length = evaluate(MDPO.load(folder / "model.zip"), env, 1).lengths[0]
         assert length == float(rows(folder / "evaluations.csv")[-1]["ep_length"])
 
@@ -204,7 +202,8 @@ class TestRunFolder:
     def test_nothing_is_left_over(self, folder: Path) -> None:
         names = {p.name for p in folder.iterdir() if not p.name.startswith("events.out.tfevents")}
         tables = {"progress.csv", "monitor.csv", "evaluations.csv"}
-        assert names == {".lock", "manifest.json", "model.zip", "best_model.zip"} | tables
+        assert names == {".lock", "manifest.json", "model.zip", "best_model.zip", "checkpoint"} | tables
+        assert {p.name for p in (folder / "checkpoint").iterdir()} == {"000001-00000320"}
 
     def test_the_same_command_says_that_it_is_done(self, finished, tether) -> None:
         folder, words, first = finished
@@ -248,7 +247,7 @@ class TestInterrupt:
         assert "Stopped at step 150 and saved. To go on:\n  tether train MDPO --env CartPole-v1" in out
         first = manifest(folder)
         assert (first["status"], first["timesteps"]) == ("interrupted", 150)
-        assert find_checkpoint(folder / "checkpoint") == folder / "checkpoint"
+        assert find_checkpoint(folder / "checkpoint").timesteps == 150
         saved = MDPO.load(folder / "model.zip")
         assert saved.num_timesteps == 150
         for name, value in caught["model"].policy.state_dict().items():
@@ -258,17 +257,17 @@ class TestInterrupt:
         assert code == 0
         assert f"continuing {folder} at step 150 of 300" in out
         second = manifest(folder)
-        assert (second["status"], second["timesteps"]) == ("finished", 342)  # 150 + 3 rollouts of 64
+        assert (second["status"], second["timesteps"]) == ("finished", 320)
         assert second["wall_seconds"] > first["wall_seconds"]
         assert (second["command"], second["started"]) == (first["command"], first["started"])
         evaluated = [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")]
-        assert evaluated == [100, 200, 342]
+        assert evaluated == [100, 200, 320]
         logged = [int(row[STEP]) for row in rows(folder / "progress.csv")]
-        assert logged == [64, 100, 128, 200, 214, 278, 342]
+        assert logged == [64, 100, 128, 192, 200, 256, 320]
         accumulator = events(folder)
         assert steps_of(accumulator, "eval/mean_reward") == evaluated
-        assert steps_of(accumulator, "rollout/ep_rew_mean") == [64, 128, 214, 278, 342]
-        assert load_results(str(folder))["l"].sum() <= 342
+        assert steps_of(accumulator, "rollout/ep_rew_mean") == [64, 128, 192, 256, 320]
+        assert load_results(str(folder))["l"].sum() <= 320
         assert (folder / "1.monitor.csv").is_file()
 
     def test_interrupt_before_the_first_step(
@@ -283,9 +282,8 @@ class TestInterrupt:
             patch.setattr(MDPO, "_setup_learn", interrupt)
             assert tether(*words).code == 130
         assert (manifest(folder)["status"], manifest(folder)["timesteps"]) == ("interrupted", 0)
-        code, out, _ = tether(*words)
-        assert (code, manifest(folder)["timesteps"]) == (0, 320)
-        assert "at step 0 of 300" in out
+        assert tether(*words).code == 0
+        assert manifest(folder)["timesteps"] == 320
 
     def test_interrupt_during_the_last_evaluation(
         self, tether, short_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, manifest, rows
@@ -321,14 +319,14 @@ class TestInterrupt:
         code, out, _ = tether(*words)
         assert code == 0
         assert "at step 130 of 300" in out
-        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200, 322]
+        assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100, 200, 320]
         logged = [int(row[STEP]) for row in rows(folder / "progress.csv")]
-        assert logged == [64, 100, 128, 194, 200, 258, 322]
+        assert logged == [64, 100, 128, 192, 200, 256, 320]
         accumulator = events(folder)
-        assert steps_of(accumulator, "eval/mean_reward") == [100, 200, 322]
-        assert steps_of(accumulator, "train/loss") == [64, 128, 194, 258, 322]
+        assert steps_of(accumulator, "eval/mean_reward") == [100, 200, 320]
+        assert steps_of(accumulator, "train/loss") == [64, 128, 192, 256, 320]
         episodes = load_results(str(folder))
-        assert 130 < episodes["l"].sum() <= 322
+        assert 130 < episodes["l"].sum() <= 320
         assert {p.name for p in folder.glob("*monitor.csv")} == {"monitor.csv", "1.monitor.csv"}
 
     def test_killed_before_its_first_checkpoint_starts_anew(
@@ -351,23 +349,21 @@ class TestInterrupt:
         folder = tmp_path / "Pendulum-v1/SAC/seed-0"
         with stop_at(100) as caught:
             assert tether(*words).code == 130
-        states = random.getstate(), np.random.get_state()[1], th.get_rng_state()  # noqa: NPY002
-        random.random(), np.random.random(), th.rand(3)  # noqa: NPY002
-        model = load_checkpoint(SAC, folder / "checkpoint", make_vec("Pendulum-v1", 1, backend="dummy"), "cpu")
-        assert random.getstate() == states[0]
-        np.testing.assert_array_equal(np.random.get_state()[1], states[1])  # noqa: NPY002
-        assert th.equal(th.get_rng_state(), states[2])
+        draws = []
+        for _ in range(2):
+            model = load_checkpoint(SAC, folder / "checkpoint", make_vec("Pendulum-v1", 1, backend="dummy"), "cpu")
+            draws.append((random.random(), np.random.random(), th.rand(3).tolist()))  # noqa: NPY002
+        assert draws[0] == draws[1]
         before = caught["model"].replay_buffer
-        assert model.replay_buffer.size() == before.size() == 99  # the interrupt came before the hundredth was stored
+        assert model.replay_buffer.size() == before.size() - 1 == 104  # saved before the rollout in which it stopped
         for name in ("observations", "actions", "rewards", "next_observations", "dones"):
-            np.testing.assert_array_equal(getattr(model.replay_buffer, name), getattr(before, name))
+            np.testing.assert_array_equal(getattr(model.replay_buffer, name)[:104], getattr(before, name)[:104])
         assert model.replay_buffer.buffer_size == 300  # never more than the run collects
         for mine, other in zip(model.actor.optimizer.state.values(), before_states(caught["model"]), strict=True):
             assert th.equal(mine["exp_avg"], other["exp_avg"])
         with capture_start() as start:
             assert tether(*words).code == 0
-        assert start["size"] == 99
-        assert start["timesteps"] == 100
+        assert start["size"] == start["timesteps"] == 104
 
     def test_normaliser_of_a_peer_comes_back(self, tether, short_run, stop_at, tmp_path: Path) -> None:
         words = short_run("SB3-PPO", "Pendulum-v1", tmp_path, hp=("normalize=true",))
@@ -377,16 +373,13 @@ class TestInterrupt:
         before = caught["model"].get_vec_normalize_env()
         model = load_checkpoint(PPO, folder / "checkpoint", make_vec("Pendulum-v1", 1, backend="dummy", normalize=True), "cpu")
         after = model.get_vec_normalize_env()
-        assert after.obs_rms.count == before.obs_rms.count > 100
-        np.testing.assert_array_equal(after.obs_rms.mean, before.obs_rms.mean)
-        np.testing.assert_array_equal(after.ret_rms.var, before.ret_rms.var)
+        assert after.obs_rms.count == before.obs_rms.count - 1 > 100  # it stopped in the step after the checkpoint
         with capture_start() as start:
             assert tether(*words).code == 0
-        assert start["count"] == before.obs_rms.count + 1  # the reset of the resumed run
-        assert (folder / "vecnormalize.pkl").is_file()
-        best = pickle.loads((folder / "best_vecnormalize.pkl").read_bytes())  # a model's statistics are those of its moment
-        last = pickle.loads((folder / "vecnormalize.pkl").read_bytes())
-        assert best.obs_rms.count <= last.obs_rms.count
+        assert start["count"] == after.obs_rms.count
+        best, last = (read_model(folder / name).normalizer for name in ("best_model.zip", "model.zip"))
+        assert decode(best["obs_rms"]).count <= decode(last["obs_rms"]).count  # a model's statistics are those of its moment
+        assert not list(folder.glob("*.pkl"))
 
     def test_evaluations_normalise_as_the_training_does(
         self, tether, short_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -405,14 +398,24 @@ class TestInterrupt:
         for before, training, after in counts:
             assert before == training == after >= 100
 
-    def test_resumed_run_meets_new_episodes(self, tether, short_run, stop_at, tmp_path: Path) -> None:
-        words = short_run("DQN", "CartPole-v1", tmp_path)
-        with capture_start() as start, stop_at(100):
-            assert tether(*words).code == 130
-        first = start["observation"]
-        with capture_start() as start, stop_at(150):
-            assert tether(*words).code == 130
-        assert not np.array_equal(first, start["observation"])
+    @pytest.mark.parametrize("agent", ["MDPO", "OffPolicyMDPO", "SB3-PPO", "DQN"])
+    def test_resumed_run_is_the_uninterrupted_one(self, tether, short_run, stop_at, tmp_path: Path, agent: str, rows) -> None:
+        """Weights, evaluations and logs; peers are stopped where SB3's loop loses nothing."""
+        words = [short_run(agent, "CartPole-v1", tmp_path / out) for out in ("whole", "parts")]
+        assert tether(*words[0]).code == 0
+        for step in (90, 170, 171, 260):
+            with stop_at(step):
+                assert tether(*words[1]).code in (0, 130)  # a peer's last rollout may be under way
+        assert tether(*words[1]).code == 0
+        whole, parts = (tmp_path / out / f"CartPole-v1/{agent}/seed-0" for out in ("whole", "parts"))
+        weights = [read_model(folder / "model.zip", "cpu").params["policy"] for folder in (whole, parts)]
+        assert all(th.equal(weights[0][name], weights[1][name]) for name in weights[0])
+        assert rows(whole / "evaluations.csv") == rows(parts / "evaluations.csv")
+        if agent in OURS:  # SB3 logs an update with the next rollout, and a new logger does not know it
+            logged = [[_without_time(row) for row in rows(folder / "progress.csv")] for folder in (whole, parts)]
+            assert logged[0] == logged[1]
+        returns = [sorted(load_results(str(folder))["r"]) for folder in (whole, parts)]
+        assert returns[0] == returns[1]
 
     def test_sigterm_and_a_live_lock(self, short_run, refused, tmp_path: Path, manifest) -> None:
         """A real process: while it runs nobody else may, and ``kill`` makes it save itself."""
@@ -436,12 +439,11 @@ class TestInterrupt:
         assert m["status"] == "interrupted"
         assert m["timesteps"] >= 100
         assert MDPO.load(folder / "model.zip").num_timesteps == m["timesteps"]
-        assert json.loads((folder / "checkpoint/state.json").read_text())["timesteps"] == m["timesteps"]
+        assert list_checkpoints(folder / "checkpoint")[-1].timesteps == m["timesteps"]
 
 
 def save_once_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Make the periodic checkpoint fall on one step, instead of on a moment of the clock."""
-    from tether.experiments.callbacks import CheckpointCallback
 
     def on_step(self: CheckpointCallback) -> bool:
         if self.num_timesteps == step:
@@ -449,6 +451,11 @@ def save_once_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
         return True
 
     monkeypatch.setattr(CheckpointCallback, "_on_step", on_step)
+
+
+def _without_time(row: dict[str, str]) -> dict[str, str]:
+    """Without what the clock decides."""
+    return {key: value for key, value in row.items() if key not in ("time/fps", "time/time_elapsed", "time/iterations")}
 
 
 def before_states(model: Any) -> list[dict[str, th.Tensor]]:
@@ -485,87 +492,30 @@ def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> N
 
 
 class TestCheckpoint:
-    @pytest.fixture
-    def model(self) -> PPO:
-        return PPO("MlpPolicy", make_vec("CartPole-v1", 1, backend="dummy"), n_steps=8, batch_size=8, device="cpu")
+    def test_damaged(self, tether, short_run, stop_at, tmp_path: Path, caplog) -> None:
+        """A damaged checkpoint is passed over; where all are, the run is refused and nothing is lost."""
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        for step in (70, 140):
+            with stop_at(step):
+                assert tether(*words).code == 130
+        first, second = list_checkpoints(folder / "checkpoint")
+        (second.folder / "model.zip").write_bytes(b"no such thing")
+        with stop_at(75):
+            assert "at step 70 of 300" in tether(*words).out
+        assert f"{second.folder / 'model.zip'} is missing or not as it was written" in caplog.text
 
-    @pytest.fixture
-    def break_rename(self, monkeypatch: pytest.MonkeyPatch, killed) -> Callable[[str], None]:
-        """Die when a folder of this name would be renamed."""
-
-        def arrange(name: str) -> None:
-            original = Path.rename
-
-            def rename(self: Path, target: Path) -> Path:
-                if self.name == name:
-                    raise killed
-                return original(self, target)
-
-            monkeypatch.setattr(Path, "rename", rename)
-
-        return arrange
-
-    def test_killed_between_the_two_renames(self, model: PPO, tmp_path: Path, break_rename, killed) -> None:
-        folder = tmp_path / "checkpoint"
-        model.num_timesteps = 1
-        save_checkpoint(model, folder)
-        model.num_timesteps = 2
-        break_rename("checkpoint.new")
-        with pytest.raises(killed):
-            save_checkpoint(model, folder)
-        assert not folder.exists()
-        found = find_checkpoint(folder)
-        assert found is not None
-        assert json.loads((found / "state.json").read_text())["timesteps"] == 1
-        # Killed there a second time, the only good one must still be there.
-        with pytest.raises(killed):
-            save_checkpoint(model, folder)
-        assert find_checkpoint(folder) == found
-
-    def test_after_such_a_kill_it_saves_as_ever(self, model: PPO, tmp_path: Path) -> None:
-        folder = tmp_path / "checkpoint"
-        save_checkpoint(model, folder)
-        folder.rename(tmp_path / "checkpoint.old")
-        model.num_timesteps = 7
-        save_checkpoint(model, folder)
-        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
-        assert json.loads((folder / "state.json").read_text())["timesteps"] == 7
-
-    def test_killed_after_the_second_rename(self, model: PPO, tmp_path: Path) -> None:
-        folder = tmp_path / "checkpoint"
-        save_checkpoint(model, folder)
-        shutil.copytree(folder, tmp_path / "checkpoint.old")
-        model.num_timesteps = 8
-        assert find_checkpoint(folder) == folder
-        save_checkpoint(model, folder)
-        assert [p.name for p in tmp_path.iterdir()] == ["checkpoint"]
-        assert json.loads((folder / "state.json").read_text())["timesteps"] == 8
-
-    def test_killed_while_writing(self, model: PPO, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed) -> None:
-        folder = tmp_path / "checkpoint"
-        save_checkpoint(model, folder)
-        monkeypatch.setattr(checkpoints, "write_json", lambda *_: (_ for _ in ()).throw(killed))
-        model.num_timesteps = 9
-        with pytest.raises(killed):
-            save_checkpoint(model, folder)
-        assert find_checkpoint(folder) == folder
-        assert json.loads((folder / "state.json").read_text())["timesteps"] == 0
-
-    def test_no_checkpoint(self, tmp_path: Path) -> None:
-        (tmp_path / "checkpoint").mkdir()
-        assert find_checkpoint(tmp_path / "checkpoint") is None
-
-    @pytest.mark.parametrize("name", ["model.zip", "random.pt"])
-    def test_damaged(self, tether, refused, short_run, stop_at, tmp_path: Path, name: str, manifest) -> None:
+    @pytest.mark.parametrize("name", ["model.zip", "state.npz", "state.json"])
+    def test_every_one_damaged(self, tether, refused, short_run, stop_at, tmp_path: Path, name: str, manifest) -> None:
         words = short_run("MDPO", "CartPole-v1", tmp_path)
         folder = tmp_path / "CartPole-v1/MDPO/seed-0"
         with stop_at(70):
             assert tether(*words).code == 130
-        (folder / "checkpoint" / name).write_bytes(b"no such thing")
-        before = snapshot(folder / "checkpoint")
-        sentence = refused(*words)
-        assert f"The checkpoint {folder / 'checkpoint'} cannot be read (" in sentence
-        assert snapshot(folder / "checkpoint") == before
+        (only,) = list_checkpoints(folder / "checkpoint")
+        (only.folder / name).write_bytes(b"no such thing")
+        before = snapshot(folder)
+        assert f"Every checkpoint in {folder / 'checkpoint'} is damaged" in refused(*words)
+        assert snapshot(folder) == before
         assert manifest(folder)["status"] == "interrupted"
 
     def test_damaged_replay_buffer(self, tether, refused, short_run, stop_at, tmp_path: Path) -> None:
@@ -573,8 +523,21 @@ class TestCheckpoint:
         folder = tmp_path / "Pendulum-v1/SAC/seed-0/checkpoint"
         with stop_at(20):
             assert tether(*words).code == 130
-        os.truncate(folder / "replay_buffer.pkl", 100)
-        assert f"The checkpoint {folder} cannot be read (" in refused(*words)
+        block = next((folder / "blocks").glob("*.npy"))
+        os.truncate(block, 100)
+        assert f"{block} cannot be read (" in refused(*words)
+
+    def test_checkpoint_of_an_older_version(self, tether, refused, short_run, stop_at, tmp_path: Path) -> None:
+        words = short_run("MDPO", "CartPole-v1", tmp_path)
+        with stop_at(70):
+            assert tether(*words).code == 130
+        folder = tmp_path / "CartPole-v1/MDPO/seed-0"
+        shutil.rmtree(folder / "checkpoint")
+        (folder / "checkpoint").mkdir()
+        (folder / "checkpoint/state.json").write_text('{"timesteps": 70}')
+        before = snapshot(folder)
+        assert "was begun with an older Tether" in refused(*words)
+        assert snapshot(folder) == before
 
 
 class TestFolder:
@@ -644,7 +607,7 @@ class TestNonFinite:
         sentence = refused(*words)
         assert "The reward of env 0 is inf at step 150, so training stopped" in sentence
         assert manifest(folder)["status"] == "failed"
-        assert json.loads((folder / "checkpoint/state.json").read_text())["timesteps"] == 130
+        assert list_checkpoints(folder / "checkpoint")[-1].timesteps == 130
         assert [int(row["timesteps"]) for row in rows(folder / "evaluations.csv")] == [100]
         assert (folder / "best_model.zip").is_file()
         assert [int(row[STEP]) for row in rows(folder / "progress.csv")] == [64, 100, 128]
