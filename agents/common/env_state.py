@@ -68,7 +68,7 @@ _LEFT_OUT = frozenset({
     "class_attributes", "t_start", "viewer", "screen", "clock", "_named", "_contexts", "render_kwargs",
 })  # fmt: skip
 CONSTANT = 2**24  # bytes; larger arrays are tables, which are compared and not saved
-_ASSETS = re.compile(r"(mesh|tex|skin|name|path|text|bvh|oct)_|names|paths")  # of a MuJoCo model: large, and no task changes them
+_ASSETS = re.compile(r"(mesh|tex|skin|name|path|text|bvh|oct)_|names|paths")  # of a model: large, and no task changes them
 
 
 def env_state(env: Any) -> Any:

@@ -141,7 +141,8 @@ class TestBareModels:
         assert f"{tmp_path / 'a2c.zip'} was saved by none of BPO, MDPO, " in sentence
 
     def test_without_env(self, refused, bare: Path) -> None:
-        assert f"No manifest.json beside {bare} names its environment: give it with --env." in refused("evaluate", bare, "--trust")
+        sentence = refused("evaluate", bare, "--trust")
+        assert f"No manifest.json beside {bare} names its environment: give it with --env." in sentence
 
     @pytest.mark.parametrize("content", [b"no zip", b""])
     def test_no_model(self, refused, tmp_path: Path, content: bytes) -> None:

@@ -355,7 +355,7 @@ class TestInterrupt:
             draws.append((random.random(), np.random.random(), th.rand(3).tolist()))  # noqa: NPY002
         assert draws[0] == draws[1]
         before = caught["model"].replay_buffer
-        assert model.replay_buffer.size() == before.size() - 1 == 104  # saved before the rollout in which it stopped
+        assert model.replay_buffer.size() == before.size() == 104  # saved before the step in which it stopped
         for name in ("observations", "actions", "rewards", "next_observations", "dones"):
             np.testing.assert_array_equal(getattr(model.replay_buffer, name)[:104], getattr(before, name)[:104])
         assert model.replay_buffer.buffer_size == 300  # never more than the run collects
@@ -499,7 +499,7 @@ class TestCheckpoint:
         for step in (70, 140):
             with stop_at(step):
                 assert tether(*words).code == 130
-        first, second = list_checkpoints(folder / "checkpoint")
+        _, second = list_checkpoints(folder / "checkpoint")
         (second.folder / "model.zip").write_bytes(b"no such thing")
         with stop_at(75):
             assert "at step 70 of 300" in tether(*words).out
