@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import enum
 import math
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -145,6 +145,9 @@ def _encode_dict(value: dict[Any, Any], arrays: Arrays | None) -> dict[str, Any]
 def _write_array(value: np.ndarray, arrays: Arrays | None) -> dict[str, Any]:
     if value.dtype.kind not in _KINDS_OF_ARRAYS:
         raise PlainDataError(f"an array of {value.dtype} is not plain data: only numbers and words are")
+    axes = _memory_order(value)
+    if axes is not None:
+        return {"axes": axes, "transposed": {"type": "array", **_write_array(value.transpose(axes), arrays)}}
     shape, data = list(value.shape), np.ascontiguousarray(value)
     if arrays is not None and value.size > 8:
         return {"at": arrays.put(data)}
@@ -155,6 +158,14 @@ def _write_array(value: np.ndarray, arrays: Arrays | None) -> dict[str, Any]:
         "shape": shape,
         "fill" if fill else "data": base64.b64encode(content.tobytes()).decode(),
     }
+
+
+def _memory_order(value: np.ndarray) -> list[int] | None:
+    """The order of the axes in memory, where it is another than C's: convolutions round otherwise for it."""
+    if value.flags.c_contiguous or value.size < 2:
+        return None
+    axes = np.argsort([-stride for stride in value.strides], kind="stable")
+    return axes.tolist() if value.transpose(axes).flags.c_contiguous else None
 
 
 # ---------------------------------------------------------------------- reading
@@ -211,6 +222,8 @@ def _make_object(cls: Any, state: Any) -> Any:
 
 
 def _read_array(data: dict[str, Any], arrays: Mapping[str, np.ndarray] | None) -> np.ndarray:
+    if "axes" in data:
+        return decode(data["transposed"], arrays).transpose(np.argsort(data["axes"]))
     if "at" in data:
         place, shape = data["at"], tuple(data["at"]["shape"])
         if arrays is None or place["kind"] not in arrays:
@@ -243,6 +256,11 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[..., dict[str, Any]], Ca
         lambda v: type(v) is deque,
         lambda v, a: {"items": [encode(item, a) for item in v], "maxlen": v.maxlen},
         lambda d, a: deque(decode(d["items"], a), maxlen=d["maxlen"]),
+    ),
+    "ordered": (
+        lambda v: type(v) is OrderedDict,
+        lambda v, a: {"items": [[encode(key), encode(item, a)] for key, item in v.items()]},
+        lambda d, a: OrderedDict((decode(key), decode(item, a)) for key, item in d["items"]),
     ),
     "set": (
         lambda v: type(v) in (set, frozenset),
