@@ -113,7 +113,8 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
             "exact": state["env"] is not None, "blocks": blocks_of(state["replay"]) if state["replay"] else [],
             "files": {path.name: _checksum(path) for path in sorted(place.iterdir())},
         }  # fmt: skip
-        (place / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+        text = json.dumps(manifest | {"checksum": _checksum_of(manifest)}, indent=2)
+        (place / "manifest.json").write_text(text, encoding="utf-8")
 
     place = folder / f"{number:06d}-{model.num_timesteps:08d}"
     publish_folder(place, fill)
@@ -174,10 +175,11 @@ def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
+    """The manifest; None where there is none, or it is not as it was written."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return manifest if {"format", "timesteps", "total", "time", "blocks", "files"} <= set(manifest) else None
-    except (OSError, ValueError, TypeError):
+        return manifest if manifest.pop("checksum") == _checksum_of(manifest) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
 
@@ -186,26 +188,30 @@ def find_checkpoint(folder: str | Path) -> Checkpoint | None:
 
     :raises CheckpointError: if there are checkpoints and all are damaged
     """
-    checkpoints = list_checkpoints(folder)
-    for checkpoint in reversed(checkpoints):
+    folder = Path(folder)
+    names = sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
+    for name in reversed(names):
+        checkpoint = Checkpoint(folder / name, _read_manifest(folder / name) or {})
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
-        logger.warning("%s", damage)
-    if checkpoints:
+        logger.warning("%s, so an earlier checkpoint is taken.", damage)
+    if names:
         raise CheckpointError(f"Every checkpoint in {folder} is damaged: put one back from a copy, or delete the folder.")
     return None
 
 
 def _damage(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with a checkpoint's files, in a sentence."""
+    """What is wrong with a checkpoint's files, as the beginning of a sentence."""
+    if not checkpoint.manifest:
+        return f"{checkpoint.folder / 'manifest.json'} is missing or not as it was written"
     for name, checksum in checkpoint.manifest["files"].items():
         path = checkpoint.folder / name
         if not path.is_file() or _checksum(path) != checksum:
-            return f"{path} is missing or not as it was written, so an earlier checkpoint is taken."
+            return f"{path} is missing or not as it was written"
     for name in checkpoint.manifest["blocks"]:
         if not (checkpoint.folder.parent / "blocks" / f"{name}.npy").is_file():
-            return f"The block {name} of {checkpoint.folder} is missing, so an earlier checkpoint is taken."
+            return f"The block {name} of {checkpoint.folder} is missing"
     return None
 
 
@@ -229,7 +235,7 @@ def load_checkpoint(
     """
     folder = Path(folder)
     one = Checkpoint(folder, _read_manifest(folder) or {})
-    checkpoint: Checkpoint | None = one if one.manifest else find_checkpoint(folder)
+    checkpoint = one if _NAME.fullmatch(folder.name) else find_checkpoint(folder)
     if checkpoint is None:
         raise CheckpointError(f"There is no checkpoint in {folder}: name the folder that was given to save_checkpoint.")
     try:
@@ -245,7 +251,7 @@ def load_checkpoint(
 def _read_state(checkpoint: Checkpoint) -> dict[str, Any]:
     damage = _damage(checkpoint)
     if damage is not None:
-        raise CheckpointError(damage)
+        raise CheckpointError(f"{damage}: load an earlier checkpoint, or put this one back from a copy.")
     with np.load(checkpoint.folder / "state.npz", allow_pickle=False) as arrays:
         state = decode(json.loads((checkpoint.folder / "state.json").read_text(encoding="utf-8")), dict(arrays))
     version, manifest = int(checkpoint.manifest["format"]), checkpoint.manifest
@@ -307,6 +313,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
     th.set_rng_state(state["torch"])
     if th.cuda.is_available():
         th.cuda.set_rng_state_all(state["cuda"][: th.cuda.device_count()])
+
+
+def _checksum_of(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _checksum(path: Path) -> str:

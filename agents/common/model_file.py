@@ -260,8 +260,10 @@ def build_model(
         raise ModelFileError(f"The file holds a {file.classes[0]}: load it with that class, not with {class_name(cls)}.")
     if missing := {"policy_class", "observation_space", "action_space", "verbose"} - set(data):
         raise ModelFileError(f"The file is no model of {cls.__name__}: it lacks {', '.join(sorted(missing))}.")
+    if methods := [name for name in data if callable(getattr(cls, name, None))]:
+        raise ModelFileError(f"The file is no model of {cls.__name__}: '{methods[0]}' is a method, and no attribute to save.")
     if _is_alias(data["policy_class"]):
-        data["policy_class"] = cls.policy_aliases[data["policy_class"]["name"]]
+        data["policy_class"] = data["policy_class"]["name"]
     if kwargs.get("policy_kwargs", data.get("policy_kwargs")) != data.get("policy_kwargs"):
         raise ValueError(f"policy_kwargs are those of the saved networks, {data['policy_kwargs']}: leave them out.")
     if env is not None:
@@ -271,9 +273,7 @@ def build_model(
         data |= {"n_envs": env.num_envs, "observation_space": env.observation_space, "action_space": env.action_space}
         if force_reset:
             data["_last_obs"] = None
-    model: Any = cls(policy=data["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
-    vars(model).update(data | kwargs)
-    model._setup_model()
+    model = _make(cls, env, device, data | kwargs)
     try:
         model.set_parameters(file.params, exact_match=True, device=device)
     except (ValueError, RuntimeError, KeyError) as error:
@@ -281,6 +281,22 @@ def build_model(
     for name, value in (file.variables or {}).items():
         if value is not None:
             recursive_setattr(model, f"{name}.data", value.data)
+    return model
+
+
+def _make(cls: type[BaseAlgorithm], env: Any, device: th.device | str, attributes: dict[str, Any]) -> Any:
+    """An agent with these attributes, its networks as they are at the start."""
+    try:
+        model: Any = cls(policy=attributes["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
+        foreign = set(attributes) & set(model._excluded_save_params())
+        if foreign:
+            raise ModelFileError(f"The file is no model of {cls.__name__}: '{min(foreign)}' is never saved.")
+        vars(model).update(attributes, policy_class=model.policy_class)
+        model._setup_model()
+    except ModelFileError:
+        raise
+    except Exception as error:  # whatever constructors say to values that no agent has
+        raise ModelFileError(f"The attributes of the file make no {cls.__name__}: {_short(error)}.") from error
     return model
 
 

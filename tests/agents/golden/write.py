@@ -1,0 +1,16 @@
+"""Makes the golden files, once for every format: `python -m tests.agents.golden.write`. Those of old formats stay."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.kit.agents import SUBJECTS
+
+if __name__ == "__main__":
+    observations = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
+    for subject in SUBJECTS:
+        path = Path(__file__).parent / f"{subject.name}.zip"
+        if not path.exists():
+            agent = subject.make("Pendulum-v1", policy_kwargs={"net_arch": [4]}).learn(300)
+            agent.save(path)
+            np.save(path.with_suffix(".npy"), agent.predict(observations, deterministic=True)[0])
