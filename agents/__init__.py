@@ -7,6 +7,7 @@ from .common.env_state import Resumable
 from .common.finite import NonFiniteError
 from .common.model_file import ModelFileError
 from .common.plain import register
+from .common.workers import WorkerError
 from .mdpo import MDPO
 from .off_policy_mdpo import OffPolicyMDPO
 from .ppo import PPO
@@ -23,6 +24,7 @@ __all__ = [
     "NonFiniteError",
     "OffPolicyMDPO",
     "Resumable",
+    "WorkerError",
     "list_checkpoints",
     "load_checkpoint",
     "register",

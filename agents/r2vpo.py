@@ -206,7 +206,8 @@ class R2VPO(MinibatchAgent):
     def after_update(self, measured: dict[str, th.Tensor]) -> None:
         """The dual step, on the second moment of the finished update over the whole rollout."""
         measured["multiplier"] = self.multiplier.clone()
-        self.dual_step(measured["trust_region"])
+        size, bound = measured["trust_region"], measured["trust_region_bound"]
+        self.dual_step(th.where(size.isfinite(), size, bound))  # the guard says so later; the multiplier stays as it is
 
     def trust_region(self, ratio: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """E[(rho - 1)^2] beside delta."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import logging
+import multiprocessing
 import re
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -205,6 +207,8 @@ def _make_python(
     env_id: str, n_envs: int, backend: str, kwargs: dict[str, Any], wrapper_class: Callable[[gym.Env], gym.Env] | None
 ) -> VecEnv:
     def make() -> gym.Env:
+        if multiprocessing.parent_process() is not None and backend == "subproc":
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the training, which then saves their state
         env = make_env(env_id, **kwargs)
         return env if wrapper_class is None else wrapper_class(env)
 

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from tether.agents.common.agent import Agent
 from tether.agents.common.finite import ADVICE, NonFiniteError, check_finite
 from tether.agents.common.model_file import write_model
+from tether.agents.common.rollout import stacked
 
 from .evaluate import Evaluation, evaluate
 from .interrupts import Stop
@@ -131,6 +132,9 @@ class FiniteCallback(BaseCallback):
         check_finite(np.asarray(self.locals["actions"]), "action", self.num_timesteps)
         check_finite(self.locals["rewards"], "reward", self.num_timesteps)
         check_finite(self.locals["new_obs"], "observation", self.num_timesteps)
+        for env, info in enumerate(self.locals["infos"]):
+            if "terminal_observation" in info:
+                check_finite(stacked((info["terminal_observation"],)), "terminal observation", self.num_timesteps, env)
         return True
 
 

@@ -134,7 +134,9 @@ def _train(args: argparse.Namespace) -> int:
     )
     result = train(config, verbose=2 if args.verbose else 1, command=args.typed)
     if not result.finished:
-        print(f"\nStopped at step {result.manifest['timesteps']:,} and saved. To go on:\n  {args.typed}")
+        steps = result.manifest["timesteps"]
+        saved = f"Stopped at step {steps:,} and saved." if steps else "Stopped before there was anything to save."
+        print(f"\n{saved} To go on:\n  {args.typed}")
         return 130
     if not result.fresh:
         print(f"{result.folder} is finished already ({result.manifest['timesteps']:,} steps): nothing to do.")
@@ -229,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except (UsageError, OSError) as error:
         sentence = str(error)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         # The libraries' own refusals (an env, an agent's argument, a number that is not finite) are sentences, too.
         if not type(error).__module__.startswith("tether"):
             raise

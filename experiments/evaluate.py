@@ -129,6 +129,11 @@ def load_trained(source: Path, env_id: str | None = None, device: str = "auto", 
     if not path.is_file():
         raise UsageError(f"There is no model at {path}: name a run's folder that holds model.zip, or a model's file.")
     manifest = read_manifest(path.parent)
+    if manifest and ":" in manifest["env"] and env_id is None and not trust:
+        raise UsageError(
+            f"{path.parent / 'manifest.json'} names an environment in a module of its own, {manifest['env']}, which would be "
+            "imported: if you trust it, give --trust, or name the environment with --env."
+        )
     file = read_model(path, device, trust=trust)
     name = manifest["agent"] if manifest else _saved_agent(path, file)
     if env_id is None and manifest is None:

@@ -168,6 +168,7 @@ class _Run:
         :param rollbacks: how often this call has gone back to a checkpoint
         """
         from tether.agents import CheckpointError
+        from tether.agents.common.workers import close
 
         from .logs import drop_episodes_after
 
@@ -194,7 +195,7 @@ class _Run:
             write_json(self.folder / "manifest.json", self.manifest)
             return self._learn(model)
         finally:
-            _close(env)
+            close(env)
 
     def _find_checkpoint(self) -> Checkpoint | None:
         from tether.agents.common.checkpoint import find_checkpoint
@@ -209,7 +210,8 @@ class _Run:
     def _take_other_random_numbers(self, model: BaseAlgorithm, rollbacks: int) -> None:
         from stable_baselines3.common.utils import set_random_seed
 
-        set_random_seed(self.config.seed + 1_000_003 * rollbacks + model.num_timesteps)
+        seed = self.config.seed + 1_000_003 * rollbacks + model.num_timesteps
+        model.reseed(seed) if hasattr(model, "reseed") else set_random_seed(seed)
         self.manifest["rollbacks"] = rollbacks
 
     def _say(self, sentence: str) -> None:
@@ -261,6 +263,7 @@ class _Run:
 
     def _learn(self, model: BaseAlgorithm) -> RunResult:
         from tether.agents.common.model_file import write_model
+        from tether.agents.common.workers import close, watched
 
         from .logs import make_logger
 
@@ -270,7 +273,7 @@ class _Run:
         assert self.config.steps is not None
         status, seconds, at_rest = "interrupted", clock(), False
         try:
-            with self.stop.deferred():
+            with self.stop.deferred(), watched(model.env):
                 model.learn(
                     self.config.steps - model.num_timesteps,
                     callback=[*others, evaluation, checkpoint, stopper],
@@ -290,7 +293,7 @@ class _Run:
             raise
         finally:
             model.logger.close()
-            _close(evaluation.env)
+            close(evaluation.env)
         if at_rest:
             write_model(model, self.folder / "model.zip")
         self._update_manifest(status, self._reached(model), seconds)
@@ -442,12 +445,6 @@ def _clear(folder: Path) -> None:
     for pattern in written:
         for path in folder.glob(pattern):
             path.unlink()
-
-
-def _close(env: VecEnv) -> None:
-    """Close an environment; Ctrl-C may have ended the processes behind it already."""
-    with suppress(EOFError, OSError):
-        env.close()
 
 
 def _stopwatch(before: float) -> Callable[[], float]:

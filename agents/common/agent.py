@@ -15,12 +15,14 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
+from stable_baselines3.common.utils import set_random_seed
 
 from .atomic import replace_file
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from .finite import NonFiniteError
 from .model_file import ModelPath, build_model, read_model, with_suffix, write_model
 from .threads import threads_for, use_threads
+from .workers import watched
 
 logger = logging.getLogger("tether")
 
@@ -43,10 +45,10 @@ class Agent(BaseAlgorithm):
 
     on_nonfinite: str = "stop"
     _skipped: int = 0
-    _skipped_in_a_row: int = 0
     _schedule_total: int | None = None
+    _skipped_in_a_row: dict[str, int]
     _threads: int | None = None
-    _NOT_SAVED: ClassVar[tuple[str, ...]] = ("_schedule_total",)
+    _NOT_SAVED: ClassVar[tuple[str, ...]] = ("_schedule_total", "_skipped_in_a_row")
 
     # ------------------------------------------------------------------ files
 
@@ -123,35 +125,42 @@ class Agent(BaseAlgorithm):
     def _setup_learn(
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any
     ) -> tuple[int, BaseCallback]:
+        total_timesteps, self._skipped_in_a_row = int(total_timesteps), {}
         if reset_num_timesteps:
             self._schedule_total = self._threads = None
         noise = getattr(self, "action_noise", None)
-        if self._schedule_total is not None and noise is not None:  # a resumed training's noise goes on as it was
-            self.action_noise = None
-        result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        if self._schedule_total is not None and self._last_obs is not None and noise is not None:
+            self.action_noise = None  # a resumed training's noise goes on as it was, and is not reset
+        with watched(self.env):
+            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
         if noise is not None and self.action_noise is None:
             self.action_noise = noise
         self._total_timesteps = max(self._total_timesteps, self._schedule_total or 0)
         return result
 
-    def _guarded(self, work: Callable[[], T]) -> T | None:
-        """What ``work`` returns; None where it met a number that is not finite, and ``on_nonfinite`` says to skip it."""
+    def _guarded(self, work: Callable[[], T], kind: str) -> T | None:
+        """What ``work`` returns; None where it met a number that is not finite, and ``on_nonfinite`` says to skip it.
+
+        :param kind: of work, each of which may fail :data:`SKIPS` times in a row
+        """
         try:
-            result = work()
+            with watched(self.env):
+                result = work()
         except NonFiniteError as error:
             error.step = self.num_timesteps if error.step is None else error.step
+            in_a_row = self._skipped_in_a_row[kind] = self._skipped_in_a_row.get(kind, 0) + 1
             folder = self.logger.get_dir()
-            if folder is not None:
+            if folder is not None and in_a_row == 1:
                 error.save_report(folder)
-            if self.on_nonfinite == "stop" or self._skipped_in_a_row >= SKIPS:
+            if self.on_nonfinite == "stop" or in_a_row > SKIPS:
                 raise
             if self.on_nonfinite != "skip":
                 raise ValueError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}.") from error
-            logger.warning("%s Skipped.", error)
-            self._skipped, self._skipped_in_a_row = self._skipped + 1, self._skipped_in_a_row + 1
+            logger.warning("%s at step %d, which is skipped.", error.culprit, error.step)
+            self._skipped += 1
             self.logger.record("train/skipped", self._skipped)
             return None
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row[kind] = 0
         return result
 
     def _restart_environments(self) -> None:
@@ -161,6 +170,10 @@ class Agent(BaseAlgorithm):
         self._last_episode_starts = np.ones(self.env.num_envs, dtype=bool)
         if self._vec_normalize_env is not None:
             self._last_original_obs = self._vec_normalize_env.get_original_obs()
+
+    def reseed(self, seed: int) -> None:
+        """Other random numbers from here on, in the middle of a training."""
+        set_random_seed(seed, using_cuda=self.device.type == "cuda")
 
     @contextmanager
     def _torch_threads(self, batch_size: int) -> Iterator[None]:

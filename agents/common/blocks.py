@@ -6,14 +6,13 @@ What did not change since the last checkpoint has its file already, so a replay 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .atomic import sync_folder
+from .atomic import replace_file
 
 BLOCK = 2**22  # bytes
 
@@ -43,28 +42,17 @@ class BlockStore:
             last = min(rows, first + per_block)
             known = clean(first, last)
             names.append(known if known and self._path(known).exists() else self._write_block(array[first:last]))
-        sync_folder(self.folder)
         return {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "rows": rows, "blocks": names}
 
     def _path(self, name: str) -> Path:
-        return self.folder / f"{name}.npy"
+        return self.folder / f"{name}.bin"
 
     def _write_block(self, block: np.ndarray) -> str:
-        block = np.ascontiguousarray(block)
-        name = _digest(block)
-        path = self._path(name)
-        if not path.exists():
+        content = np.ascontiguousarray(block).tobytes()
+        name = hashlib.sha256(content).hexdigest()
+        if not self._path(name).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            beside = path.with_name(f".{path.name}.new")
-            try:
-                with open(beside, "wb") as file:
-                    np.save(file, block, allow_pickle=False)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(beside, path)
-            except BaseException:
-                beside.unlink(missing_ok=True)
-                raise
+            replace_file(self._path(name), content)
         return name
 
     def read(self, entry: Any, into: np.ndarray) -> None:
@@ -78,17 +66,18 @@ class BlockStore:
         for name in entry["blocks"]:
             path = self._path(name)
             try:
-                block = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise DamagedError(f"{path} cannot be read ({error})") from error
-            if _digest(block) != name:
+                content = path.read_bytes()
+            except OSError as error:
+                raise DamagedError(f"{path} cannot be read ({error.strerror})") from error
+            if hashlib.sha256(content).hexdigest() != name:
                 raise DamagedError(f"{path} is not as it was written")
+            block = np.frombuffer(content, into.dtype).reshape(-1, *into.shape[1:])
             into[first : first + len(block)] = block
             first += len(block)
 
     def keep_only(self, names: Iterable[str]) -> None:
         """Delete all other blocks, and what a kill left half-written."""
-        kept = {f"{name}.npy" for name in names}
+        kept = {self._path(name).name for name in names}
         if self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.name not in kept:
@@ -98,9 +87,3 @@ class BlockStore:
 def rows_per_block(array: np.ndarray) -> int:
     """How many rows make a block of about :data:`BLOCK` bytes."""
     return max(1, BLOCK // max(1, array[:1].nbytes))
-
-
-def _digest(block: np.ndarray) -> str:
-    digest = hashlib.sha256(f"{block.dtype.str}{block.shape}".encode())
-    digest.update(np.ascontiguousarray(block).data if block.size else b"")
-    return digest.hexdigest()

@@ -32,9 +32,9 @@ from .atomic import publish_folder, remove_folder
 from .blocks import BlockStore, DamagedError
 from .env_state import NoStateError, env_state, give_space, restore_env_state, take_space
 from .finite import check_weights
-from .model_file import ModelFileError, build_model, read_model, write_model
+from .model_file import ModelFileError, build_model, read_model, set_normalizer, write_model
 from .plain import Arrays, PlainDataError, decode, encode
-from .replay_state import blocks_of, read_replay_buffer, write_replay_buffer
+from .replay_state import blocks_of, end_last_trajectory, read_replay_buffer, write_replay_buffer
 
 logger = logging.getLogger("tether")
 
@@ -97,7 +97,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
         raise ValueError(f"keep is how many checkpoints stay: 1 or more, not {keep}.")
     check_weights(model)
     former = list_checkpoints(folder)
-    number = former[-1].number + 1 if former else 1
+    number = 1 + max((int(path.name.split("-")[0]) for path in _folders(folder)), default=0)
     store = BlockStore(folder / "blocks")
     state = _state_of(model, store)
     moment = time.time()  # episodes that ended before are part of the state
@@ -108,13 +108,12 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
         (place / "state.json").write_text(json.dumps(encode(state, arrays)), encoding="utf-8")
         np.savez(place / "state.npz", **arrays.packed())  # type: ignore[arg-type]
         manifest = {
-            "format": FORMAT, "agent": type(model).__name__, "timesteps": model.num_timesteps,
-            "total": model._total_timesteps, "time": moment, "score": score,
+            "format": FORMAT, "agent": type(model).__name__, "timesteps": int(model.num_timesteps),
+            "total": int(model._total_timesteps), "time": moment, "score": None if score is None else float(score),
             "exact": state["env"] is not None, "blocks": blocks_of(state["replay"]) if state["replay"] else [],
             "files": {path.name: _checksum(path) for path in sorted(place.iterdir())},
         }  # fmt: skip
-        text = json.dumps(manifest | {"checksum": _checksum_of(manifest)}, indent=2)
-        (place / "manifest.json").write_text(text, encoding="utf-8")
+        (place / "manifest.json").write_text(_manifest_text(manifest), encoding="utf-8")
 
     place = folder / f"{number:06d}-{model.num_timesteps:08d}"
     publish_folder(place, fill)
@@ -130,9 +129,13 @@ def _state_of(model: BaseAlgorithm, store: BlockStore) -> dict[str, Any]:
         "env": _env_state(model),
         "action_space": take_space(model.action_space),
         "last": {name: getattr(model, name, None) for name in ("_last_obs", "_last_episode_starts", "_last_original_obs")},
-        "replay": None if replay is None else write_replay_buffer(replay, store, model.num_timesteps // model.n_envs),
+        "replay": None if replay is None else _replay_state(model, replay, store),
         "random": random_state(),
     }
+
+
+def _replay_state(model: BaseAlgorithm, replay: Any, store: BlockStore) -> dict[str, Any]:
+    return write_replay_buffer(replay, store, model.num_timesteps // model.n_envs, model.start_time)
 
 
 _TOLD: weakref.WeakSet[Any] = weakref.WeakSet()  # whose missing state was said
@@ -154,9 +157,9 @@ def _rotate(folder: Path, checkpoints: list[Checkpoint], keep: int, store: Block
     scored = [c for c in checkpoints if c.manifest.get("score") is not None]
     best = max(scored, key=lambda c: c.manifest["score"], default=None)
     kept = [c for c in checkpoints if c in checkpoints[-keep:] or c is best]
-    for checkpoint in checkpoints:
-        if checkpoint not in kept:
-            remove_folder(checkpoint.folder)
+    for path in _folders(folder):
+        if path not in [checkpoint.folder for checkpoint in kept]:  # also damaged ones, which a whole one now follows
+            remove_folder(path)
     store.keep_only(name for checkpoint in kept for name in checkpoint.manifest["blocks"])
     for remains in [*folder.glob(".*.new"), *folder.glob(".*.old")]:  # of a kill
         shutil.rmtree(remains, ignore_errors=True)
@@ -167,18 +170,23 @@ def _rotate(folder: Path, checkpoints: list[Checkpoint], keep: int, store: Block
 
 def list_checkpoints(folder: str | Path) -> list[Checkpoint]:
     """Complete checkpoints of a run, oldest first; what a kill left unfinished is not among them."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        return []
-    found = [(path, _read_manifest(path)) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted((Checkpoint(path, manifest) for path, manifest in found if manifest is not None), key=lambda c: c.number)
+    found = [(path, _read_manifest(path)) for path in _folders(Path(folder))]
+    return [Checkpoint(path, manifest) for path, manifest in found if manifest is not None]
+
+
+def _folders(folder: Path) -> list[Path]:
+    """What has the name of a checkpoint, whole or damaged, oldest first."""
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(named, key=lambda path: int(path.name.split("-")[0]))
 
 
 def _read_manifest(folder: Path) -> dict[str, Any] | None:
     """The manifest; None where there is none, or it is not as it was written."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        return manifest if manifest.pop("checksum") == _checksum_of(manifest) else None
+        text = (folder / "manifest.json").read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        del manifest["checksum"]
+        return manifest if _manifest_text(manifest) == text else None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return None
 
@@ -189,14 +197,14 @@ def find_checkpoint(folder: str | Path) -> Checkpoint | None:
     :raises CheckpointError: if there are checkpoints and all are damaged
     """
     folder = Path(folder)
-    names = sorted(path.name for path in folder.iterdir() if _NAME.fullmatch(path.name)) if folder.is_dir() else []
-    for name in reversed(names):
-        checkpoint = Checkpoint(folder / name, _read_manifest(folder / name) or {})
+    folders = _folders(folder)
+    for path in reversed(folders):
+        checkpoint = Checkpoint(path, _read_manifest(path) or {})
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
         logger.warning("%s, so an earlier checkpoint is taken.", damage)
-    if names:
+    if folders:
         raise CheckpointError(f"Every checkpoint in {folder} is damaged: put one back from a copy, or delete the folder.")
     return None
 
@@ -210,8 +218,9 @@ def _damage(checkpoint: Checkpoint) -> str | None:
         if not path.is_file() or _checksum(path) != checksum:
             return f"{path} is missing or not as it was written"
     for name in checkpoint.manifest["blocks"]:
-        if not (checkpoint.folder.parent / "blocks" / f"{name}.npy").is_file():
-            return f"The block {name} of {checkpoint.folder} is missing"
+        path = checkpoint.folder.parent / "blocks" / f"{name}.bin"
+        if not path.is_file() or _checksum(path) != name:
+            return f"{path} is missing or not as it was written"
     return None
 
 
@@ -234,6 +243,8 @@ def load_checkpoint(
     :raises CheckpointError: if there is none that can be read
     """
     folder = Path(folder)
+    if env is None:
+        raise CheckpointError("A training goes on in an environment: give env, made as the training's was.")
     one = Checkpoint(folder, _read_manifest(folder) or {})
     checkpoint = one if _NAME.fullmatch(folder.name) else find_checkpoint(folder)
     if checkpoint is None:
@@ -243,7 +254,9 @@ def load_checkpoint(
         file = read_model(checkpoint.folder / "model.zip", device, kwargs.pop("custom_objects", None), trust)
         model = build_model(cls, file, env, device, **kwargs)
         _restore(model, checkpoint, state)
-    except (ModelFileError, DamagedError, PlainDataError, OSError, KeyError) as error:
+        if model._last_obs is None and file.normalizer is not None:  # what could not be restored with the environments
+            set_normalizer(model.get_vec_normalize_env(), file.normalizer)
+    except (ModelFileError, DamagedError, PlainDataError, OSError, KeyError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{checkpoint.folder} cannot be loaded: {str(error).rstrip('.')}.") from error
     return model
 
@@ -272,7 +285,10 @@ def _restore(model: Any, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         read_replay_buffer(model.replay_buffer, state["replay"], BlockStore(checkpoint.folder.parent / "blocks"))
     model._total_timesteps = checkpoint.total
     model._schedule_total = checkpoint.total
-    if _restore_env(model, state["env"]):
+    if not _restore_env(model, state["env"]):
+        if state["replay"] is not None:
+            end_last_trajectory(model.replay_buffer)
+    else:
         vars(model).update(last)
         if state["rollout"] is not None:
             model.restore_rollout_state(state["rollout"])
@@ -315,8 +331,10 @@ def restore_random_state(state: dict[str, Any]) -> None:
         th.cuda.set_rng_state_all(state["cuda"][: th.cuda.device_count()])
 
 
-def _checksum_of(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _manifest_text(manifest: dict[str, Any]) -> str:
+    """The manifest with its own checksum as its last entry."""
+    checksum = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps(manifest | {"checksum": checksum}, indent=2)
 
 
 def _checksum(path: Path) -> str:

@@ -51,7 +51,8 @@ class CheckpointCallback(BaseCallback):
         self.due = float("inf")
 
     def _on_training_start(self) -> None:
-        self.due = time.monotonic() + self.seconds
+        if self.due == float("inf"):  # a training may be many calls of `learn`
+            self.due = time.monotonic() + self.seconds
 
     def _on_rollout_start(self) -> None:
         if time.monotonic() >= self.due:
@@ -66,8 +67,10 @@ class CheckpointCallback(BaseCallback):
         """Save now; a disk that is full is said, and training goes on."""
         begun = time.monotonic()
         try:
-            self.on_save(save_checkpoint(self.model, self.folder, self.keep, self.score()))
+            checkpoint = save_checkpoint(self.model, self.folder, self.keep, self.score())
         except OSError as error:
-            logger.warning("No checkpoint was written (%s): free some space; the former ones are whole.", error)
+            logger.warning("No checkpoint was written (%s); the former ones are whole, and it is tried again.", error)
+        else:
+            self.on_save(checkpoint)
         now = time.monotonic()
         self.due = now + max(self.seconds, 10.0 * (now - begun))

@@ -8,6 +8,7 @@ cannot be read (a game engine in C++) must offer ``resumable_state()`` and ``res
 from __future__ import annotations
 
 import copy
+import enum
 import functools
 import hashlib
 import io
@@ -18,15 +19,18 @@ import re
 import threading
 import types
 import weakref
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch as th
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
-from stable_baselines3.common.monitor import ResultsWriter
-from stable_baselines3.common.vec_env import SubprocVecEnv
+from stable_baselines3.common.monitor import Monitor, ResultsWriter
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
 
 from .plain import Arrays, PlainDataError, encode
 
@@ -56,154 +60,233 @@ class Resumable(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 # Neither state nor something that refers to it.
 _NOTHING = (
-    types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.MethodType, type, functools.partial, io.IOBase,
-    logging.Logger, re.Pattern, weakref.ref, threading.Event, type(threading.Lock()), type(threading.RLock()),
-    EnvSpec, pathlib.PurePath, ResultsWriter,
+    types.ModuleType, types.BuiltinFunctionType, type, functools.partial, io.IOBase, logging.Logger, re.Pattern, weakref.ref,
+    threading.Event, type(threading.Lock()), type(threading.RLock()), EnvSpec, pathlib.PurePath, ResultsWriter,
 )  # fmt: skip
 # The same by name: these are not imported before an environment does it.
 _NOTHING_NAMED = frozenset({"MujocoRenderer", "MjvCamera", "MjvOption", "MjvScene", "Renderer"})
-# What was told to the last caller, constructor arguments, windows, and the clock of a monitor's file.
+# What was told to the last caller, and constructor arguments.
 _LEFT_OUT = frozenset({
     "buf_infos", "reset_infos", "metadata", "spec", "_cached_spec", "_saved_kwargs", "_ezpickle_args", "_ezpickle_kwargs",
-    "class_attributes", "t_start", "viewer", "screen", "clock", "_named", "_contexts", "render_kwargs",
+    "class_attributes", "render_kwargs",
 })  # fmt: skip
+_WINDOWS = frozenset({"viewer", "screen", "clock", "_named", "_contexts"})  # left out where they are objects
 CONSTANT = 2**24  # bytes; larger arrays are tables, which are compared and not saved
 _ASSETS = re.compile(r"(mesh|tex|skin|name|path|text|bvh|oct)_|names|paths")  # of a model: large, and no task changes them
 
 
 def env_state(env: Any) -> Any:
-    """Everything that decides how ``env`` goes on: dicts, lists, numbers and arrays, for :func:`~.plain.encode`.
+    """What decides how ``env`` goes on: dicts, lists, numbers and arrays, for :func:`~.plain.encode`.
+
+    State in closures, in modules and in classes is not seen. Objects may refer to one another as they like, as long as
+    an environment made anew has the same objects.
 
     :param env: a vector environment or a single one; between two steps
     :raises NoStateError: naming the object whose state is not to be had
     """
-    return _Walk().take(env, type(env).__name__)
+    return _Taking().take(env, type(env).__name__)
 
 
 def restore_env_state(env: Any, state: Any) -> None:
     """Give ``env``, made as the other one was, the state of that one.
 
     :param env: is reset first
-    :raises NoStateError: if the two do not match
+    :raises NoStateError: if the two do not match; nothing was written then
     """
     if hasattr(env, "reset") and not _speaks_for_itself(env):
         env.reset()  # what an environment makes at its first reset must be there
-    _Walk().give(env, state, type(env).__name__)
-
-
-def _speaks_for_itself(thing: Any) -> bool:
-    return hasattr(type(thing), "resumable_state")
-
-
-class _Walk:
-    """One way through an environment's objects; each is visited once."""
-
-    def __init__(self) -> None:
-        self.seen: dict[int, Any] = {}  # the objects themselves, or their numbers could be given to others
-
-    def _first_visit(self, thing: Any) -> bool:
-        first = id(thing) not in self.seen
-        self.seen[id(thing)] = thing
-        return first
-
-    # ------------------------------------------------------------------ taking
-
-    def take(self, thing: Any, path: str) -> Any:
-        """State of one object: None if there is nothing in it."""
-        if isinstance(thing, _NOTHING) or _is_nothing_by_name(type(thing)):
-            return None
-        if isinstance(thing, np.ndarray) and thing.nbytes > CONSTANT:
-            return {"digest": _digest(thing)}
-        for matches, read, _ in _SPECIAL:
-            if matches(thing):
-                return {"special": read(thing)} if self._first_visit(thing) else None
-        if _is_plain(thing):
-            return {"value": copy.deepcopy(thing)}
-        if not self._first_visit(thing):
-            return None
-        if isinstance(thing, dict):
-            return {"entries": [[key, self.take(part, f"{path}[{key!r}]")] for key, part in thing.items()]}
-        if isinstance(thing, (list, tuple)):
-            return {"items": [self.take(part, f"{path}[{i}]") for i, part in enumerate(thing)]}
-        attributes = _attributes(thing, path)
-        return {"class": type(thing).__qualname__, "attributes": {
-            name: state for name, part in attributes if (state := self.take(part, f"{path}.{name}")) is not None
-        }}  # fmt: skip
-
-    # ------------------------------------------------------------------ giving
-
-    def give(self, thing: Any, state: Any, path: str) -> None:
-        """Put a state into an object that is no plain value."""
-        if state is None:
-            return
-        if "digest" in state:
-            if not isinstance(thing, np.ndarray) or _digest(thing) != state["digest"]:
-                raise NoStateError(f"{path}, an array of over {CONSTANT:,} bytes, is not that of where the state was taken.")
-            return
-        if "special" in state:
-            for matches, _, write in _SPECIAL:
-                if matches(thing):
-                    return self._try(functools.partial(write, thing, state["special"]), path)
-            raise NoStateError(f"{path} is {type(thing).__name__} here and was another object where the state was taken.")
-        if "entries" in state:
-            parts = [(thing, key, part, f"{path}[{key!r}]") for key, part in state["entries"]]
-        elif "items" in state:
-            if not isinstance(thing, (list, tuple)) or len(thing) != len(state["items"]):
-                raise NoStateError(f"{path} has another length than where the state was taken.")
-            parts = [(thing, i, part, f"{path}[{i}]") for i, part in enumerate(state["items"])]
-        else:
-            if type(thing).__qualname__ != state["class"]:
-                here = type(thing).__name__
-                raise NoStateError(f"{path} is {here} here and was {state['class']} where the state was taken.")
-            parts = [(vars(thing), name, part, f"{path}.{name}") for name, part in state["attributes"].items()]
-        for holder, key, part, where in parts:
-            self._give_part(holder, key, part, where)
-
-    def _give_part(self, holder: Any, key: Any, state: Any, path: str) -> None:
-        if state is None:
-            return
-        missing = isinstance(holder, dict) and key not in holder
-        if "value" in state:
-            present = None if missing else holder[key]
-            if not _overwrite(present, state["value"]):
-                self._try(lambda: holder.__setitem__(key, state["value"]), path)
-        elif missing or holder[key] is None:
-            made = _make_generator(state.get("special"))
-            if made is None:
-                raise NoStateError(f"{path} is missing here, and was there where the state was taken.")
-            holder[key] = made
-        else:
-            self.give(holder[key], state, path)
-
-    @staticmethod
-    def _try(write: Callable[[], None], path: str) -> None:
+    giving = _Giving()
+    giving.give(env, state, type(env).__name__)
+    for path, write in giving.writes:
         try:
             write()
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise NoStateError(f"{path} does not take the state ({error}).") from error
 
 
-def _is_nothing_by_name(cls: type) -> bool:
-    module = str(getattr(cls, "__module__", ""))
-    return module.startswith("dm_control.mjcf") or ("mujoco" in module and cls.__name__ in _NOTHING_NAMED)
+def _speaks_for_itself(thing: Any) -> bool:
+    return hasattr(type(thing), "resumable_state")
 
 
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
+class _Taking:
+    """One way through an environment's objects. Each that can change has a number, and is described where it is met first."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[int, int] = {}
+        self.kept: list[Any] = []  # the objects, or their ids could be given to others
+
+    def take(self, thing: Any, path: str) -> Any:
+        """State of one object; None if there is nothing in it."""
+        if isinstance(thing, _NOTHING) or _is_nothing_by_name(type(thing)):
+            return None
+        if isinstance(thing, types.FunctionType):
+            return {"function": thing.__qualname__}
+        if isinstance(thing, types.MethodType):
+            return self.take(thing.__self__, f"{path}.__self__")
+        if isinstance(thing, enum.Enum):
+            return {"enum": thing.name}
+        if not _can_change(thing):
+            return self._value(thing, path)
+        if id(thing) in self.numbers:
+            return {"same": self.numbers[id(thing)]}
+        self.numbers[id(thing)] = number = len(self.kept)
+        self.kept.append(thing)
+        return {"number": number, **self._describe(thing, path)}
+
+    def _value(self, thing: Any, path: str) -> Any:
+        try:
+            encode(thing, Arrays())
+        except PlainDataError:
+            if type(thing) is tuple:
+                return {"items": [self.take(part, f"{path}[{i}]") for i, part in enumerate(thing)]}
+            raise NoStateError(f"{path} is a {type(thing).__qualname__}, whose state cannot be read.") from None
+        return {"value": thing}
+
+    def _describe(self, thing: Any, path: str) -> dict[str, Any]:
+        for matches, read, _ in _SPECIAL:
+            if matches(thing):
+                return {"special": read(thing)}
+        if isinstance(thing, np.ndarray) and thing.dtype != object:
+            return {"digest": _digest(thing)} if thing.nbytes > CONSTANT else {"value": thing.copy(order="K")}
+        if isinstance(thing, th.Tensor):
+            return {"value": thing.detach().clone()}
+        if type(thing) in (list, dict, deque, OrderedDict, set):
+            return self._describe_container(thing, path)
+        attributes = {}
+        for name, part in _attributes(thing, path).items():
+            try:
+                state = self.take(part, f"{path}.{name}")
+            except NoStateError:
+                if name in _WINDOWS:
+                    continue
+                raise
+            if state is not None:
+                attributes[name] = state
+        return {"class": type(thing).__qualname__, "attributes": attributes}
+
+    def _describe_container(self, thing: Any, path: str) -> dict[str, Any]:
+        parts = thing.values() if isinstance(thing, dict) else thing
+        if not any(_can_change(part) for part in parts):
+            with suppress(PlainDataError):
+                encode(thing, Arrays())
+                return {"value": copy.copy(thing)}
+        if isinstance(thing, dict):
+            return {"entries": [[key, self.take(part, f"{path}[{key!r}]")] for key, part in thing.items()]}
+        return {"items": [self.take(part, f"{path}[{i}]") for i, part in enumerate(thing)]}
 
 
-def _is_plain(thing: Any) -> bool:
-    try:
-        encode(thing, Arrays())
-    except (PlainDataError, RecursionError):
-        return False
-    return True
+class _Giving:
+    """The same way through another environment. What is to be written is gathered, and written when all of it fits."""
+
+    def __init__(self) -> None:
+        self.objects: dict[int, Any] = {}
+        self.numbers: dict[int, int] = {}
+        self.writes: list[tuple[str, Callable[[], None]]] = []
+
+    def give(self, thing: Any, state: Any, path: str) -> None:
+        """Prepare to put a state into an object that can change."""
+        if state is None:
+            return
+        if isinstance(thing, types.MethodType):
+            thing = thing.__self__
+        if "same" in state or "number" in state:
+            number = state["same"] if "same" in state else state["number"]
+            if self.objects.setdefault(number, thing) is not thing or self.numbers.setdefault(id(thing), number) != number:
+                raise NoStateError(f"{path} refers to another object here than where the state was taken.")
+        if "same" not in state:
+            self._put(thing, state, path)
+
+    def _put(self, thing: Any, state: Any, path: str) -> None:
+        if "special" in state:
+            write = next((write for matches, _, write in _SPECIAL if matches(thing)), None)
+            if write is None:
+                raise NoStateError(f"{path} is {type(thing).__name__} here and was another object where the state was taken.")
+            self.writes.append((path, functools.partial(write, thing, state["special"])))
+        elif "digest" in state:
+            if not isinstance(thing, np.ndarray) or _digest(thing) != state["digest"]:
+                raise NoStateError(f"{path}, an array of over {CONSTANT:,} bytes, is not that of where the state was taken.")
+        elif "value" in state:
+            self.writes.append((path, functools.partial(_overwrite, thing, state["value"])))
+        elif "entries" in state or "items" in state:
+            self._give_container(thing, state, path)
+        else:
+            if type(thing).__qualname__ != state["class"]:
+                here = type(thing).__name__
+                raise NoStateError(f"{path} is {here} here and was {state['class']} where the state was taken.")
+            attributes = _attributes(thing, path)
+            for name, part in state["attributes"].items():
+                self._give_part(attributes, name, part, f"{path}.{name}")
+
+    def _give_container(self, thing: Any, state: Any, path: str) -> None:
+        if "entries" in state:
+            if not isinstance(thing, dict) or list(thing) != [key for key, _ in state["entries"]]:
+                raise NoStateError(f"{path} has other entries than where the state was taken.")
+            parts = state["entries"]
+        else:
+            if not isinstance(thing, (list, tuple, deque)) or len(thing) != len(state["items"]):
+                raise NoStateError(f"{path} has another length than where the state was taken.")
+            parts = enumerate(state["items"])
+        for key, part in parts:
+            self._give_part(thing, key, part, f"{path}[{key!r}]")
+
+    def _give_part(self, holder: Any, key: Any, state: Any, path: str) -> None:
+        if state is None:
+            return
+        present: Any = holder.get(key) if isinstance(holder, (dict, _Attributes)) else holder[key]
+        if "function" in state:
+            if getattr(present, "__qualname__", None) != state["function"]:
+                raise NoStateError(f"{path} is another function here than where the state was taken.")
+        elif "enum" in state:
+            self.writes.append((path, lambda: holder.__setitem__(key, type(present)[state["enum"]])))
+        elif "value" in state and ("number" not in state or not _fits(present, state["value"])):
+            # A number, a word, or a container that is not there yet.
+            self.writes.append((path, lambda: holder.__setitem__(key, state["value"])))
+        elif present is None and "special" in state:
+            made = _make_generator(state["special"])
+            if made is None:
+                raise NoStateError(f"{path} is missing here, and was there where the state was taken.")
+            self.writes.append((path, lambda: holder.__setitem__(key, made)))
+        else:
+            self.give(present, state, path)
 
 
-def _attributes(thing: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if not hasattr(thing, "__dict__") or any(_is_foreign(cls) for cls in type(thing).__mro__):
+class _Attributes:
+    """An object's own attributes as a mapping, those in slots too."""
+
+    def __init__(self, thing: Any) -> None:
+        slots = {name for cls in type(thing).__mro__ for name in _as_tuple(vars(cls).get("__slots__", ()))}
+        self.thing, self.slots = thing, {name for name in slots if hasattr(thing, name) and not name.startswith("__")}
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Name and value of each."""
+        named = {**{name: getattr(self.thing, name) for name in self.slots}, **getattr(self.thing, "__dict__", {})}
+        return ((name, part) for name, part in named.items() if not self._is_left_out(name))
+
+    def _is_left_out(self, name: str) -> bool:
+        of_monitor = name == "t_start" and isinstance(self.thing, (Monitor, VecMonitor))  # the clock of its file
+        return name in _LEFT_OUT or of_monitor
+
+    def get(self, name: str) -> Any:
+        """The value, None where there is none."""
+        return getattr(self.thing, name, None) if name in self.slots else vars(self.thing).get(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if name in self.slots:
+            setattr(self.thing, name, value)
+        else:
+            vars(self.thing)[name] = value
+
+
+def _as_tuple(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def _attributes(thing: Any, path: str) -> _Attributes:
+    attributes = _Attributes(thing)
+    bare = not hasattr(thing, "__dict__") and not attributes.slots
+    if bare or any(_is_foreign(cls) for cls in type(thing).__mro__):
         raise NoStateError(f"{path} is a {type(thing).__qualname__}, whose state cannot be read.")
-    return ((name, part) for name, part in vars(thing).items() if name not in _LEFT_OUT)
+    return attributes
 
 
 def _is_foreign(cls: type) -> bool:
@@ -212,14 +295,38 @@ def _is_foreign(cls: type) -> bool:
     return bound or (cls is not object and not cls.__flags__ & (1 << 9))  # Py_TPFLAGS_HEAPTYPE
 
 
-def _overwrite(present: Any, value: Any) -> bool:
-    """Write an array into the one that is there, which others may look at."""
-    if not (isinstance(present, np.ndarray) and isinstance(value, np.ndarray) and present.flags.writeable):
-        return False
-    if (present.shape, present.dtype) != (value.shape, value.dtype):
-        return False
-    present[...] = value
-    return True
+def _is_nothing_by_name(cls: type) -> bool:
+    module = str(getattr(cls, "__module__", ""))
+    return module.startswith("dm_control.mjcf") or ("mujoco" in module and cls.__name__ in _NOTHING_NAMED)
+
+
+def _can_change(thing: Any) -> bool:
+    """Whether an object may be another tomorrow, so that it matters who refers to it."""
+    unchanging = (type(None), bool, int, float, complex, str, bytes, tuple, frozenset, np.generic, np.dtype, th.device)
+    return not isinstance(thing, unchanging)
+
+
+def _fits(present: Any, value: Any) -> bool:
+    """Whether :func:`_overwrite` can write ``value`` into what is there."""
+    if isinstance(value, (np.ndarray, th.Tensor)):
+        same = type(present) is type(value) and (present.shape, present.dtype) == (value.shape, value.dtype)
+        return same and (isinstance(value, th.Tensor) or bool(present.flags.writeable))
+    return type(present) is type(value) and getattr(present, "maxlen", None) == getattr(value, "maxlen", None)
+
+
+def _overwrite(present: Any, value: Any) -> None:
+    """Write a value into the array or container that is there, which others may look at."""
+    if isinstance(value, np.ndarray):
+        present[...] = value
+    elif isinstance(value, th.Tensor):
+        present.data.copy_(value)
+    else:
+        present.clear()
+        present.update(value) if isinstance(value, (dict, set)) else present.extend(value)
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
 
 
 # ---------------------------------------------------------------------- objects of which we know what is in them
@@ -284,7 +391,8 @@ def _take_data(data: Any) -> Any:
     part = mujoco.mjtState.mjSTATE_INTEGRATION
     state = np.zeros(mujoco.mj_stateSize(data.model, part))
     mujoco.mj_getState(data.model, data, state, part)
-    return {"integration": state, "arrays": {name: array.copy() for name, array in _arrays_of(data).items() if array.size}}
+    arrays = {name: array.copy() for name, array in _arrays_of(data).items() if array.size and array.dtype.kind == "f"}
+    return {"integration": state, "arrays": arrays}
 
 
 def _give_data(data: Any, state: Any) -> None:
@@ -298,15 +406,24 @@ def _give_data(data: Any, state: Any) -> None:
 
 
 def _give_arrays(thing: Any, arrays: dict[str, np.ndarray]) -> None:
+    """Numbers alone are written: what is an index must be equal, because MuJoCo looks nothing up twice."""
     present = _arrays_of(thing)
     for name, array in arrays.items():
-        if present[name].shape == array.shape or not _is_mujoco(thing, "MjData"):
+        if present[name].dtype.kind == "f" and present[name].shape == array.shape:
             present[name][...] = array
 
 
 def _take_model(model: Any) -> Any:
     """Sizes, masses, places: tasks draw some of them anew at every reset."""
-    return {name: array.copy() for name, array in _arrays_of(model).items() if array.size}
+    arrays = {name: array.copy() for name, array in _arrays_of(model).items() if array.size}
+    whole = b"".join(arrays.pop(name).tobytes() for name in sorted(arrays) if arrays[name].dtype.kind != "f")
+    return {"arrays": arrays, "indices": hashlib.sha256(whole).hexdigest()}
+
+
+def _give_model(model: Any, state: Any) -> None:
+    if _take_model(model)["indices"] != state["indices"]:
+        raise NoStateError("The environment's MuJoCo model is another than where the state was taken.")
+    _give_arrays(model, state["arrays"])
 
 
 def _take_atari(game: Any) -> Any:
@@ -354,5 +471,5 @@ _SPECIAL: list[tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[[Any,
     ),
     (lambda x: isinstance(x, spaces.Space), take_space, give_space),
     (lambda x: _is_mujoco(x, "MjData"), _take_data, _give_data),
-    (lambda x: _is_mujoco(x, "MjModel"), _take_model, _give_arrays),
+    (lambda x: _is_mujoco(x, "MjModel"), _take_model, _give_model),
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import math
 import os
 from collections.abc import Collection, Iterable, Mapping
@@ -11,6 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch as th
+
+from .atomic import replace_file
+
+logger = logging.getLogger("tether")
 
 
 class NonFiniteError(ValueError):
@@ -35,11 +41,15 @@ class NonFiniteError(ValueError):
     def save_report(self, folder: str | os.PathLike[str]) -> Path:
         """Write the batch to ``nonfinite-<step>.npz``, which ``numpy.load`` reads, and the sentence beside it."""
         path = Path(folder) / f"nonfinite-{self.step or 0}.npz"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "wb") as file:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = io.BytesIO()
             np.savez(file, **dict(_flat_arrays(self.batch)))  # type: ignore[arg-type]
-        self.report = path
-        path.with_suffix(".json").write_text(json.dumps({"error": str(self), "step": self.step}, indent=2), encoding="utf-8")
+            replace_file(path, file.getvalue())
+            self.report = path
+            replace_file(path.with_suffix(".json"), json.dumps({"error": str(self), "step": self.step}, indent=2))
+        except OSError as error:  # the culprit matters more than its report
+            logger.warning("The batch could not be written to %s (%s).", path, error)
         return path
 
 
@@ -47,7 +57,7 @@ def _flat_arrays(batch: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[s
     for name, value in batch.items():
         if isinstance(value, Mapping):
             yield from _flat_arrays(value, f"{prefix}{name}.")
-        else:
+        elif value is not None:
             yield f"{prefix}{name}", value.detach().cpu().numpy() if isinstance(value, th.Tensor) else np.asarray(value)
 
 
@@ -68,6 +78,9 @@ def check_finite(values: Any, name: str, step: int, first: int = 0) -> None:
         return
     if values.dtype.kind != "f":
         return
+    if values.dtype == np.float64:
+        with np.errstate(over="ignore"):
+            values = values.astype(np.float32)  # in which it is stored: what is too large for that is not finite
     flat = values.ravel()
     # The dot product is one call and finite only if all are; when it overflows, the values themselves are asked.
     if math.isfinite(np.vdot(flat, flat)) or np.isfinite(flat).all():
@@ -160,11 +173,19 @@ def check_finite_info(
 
 
 def check_weights(model: Any) -> None:
-    """Refuse to save weights that are not finite, in the place of the last good ones.
+    """Refuse to save weights, moments or optimiser states that are not finite, in the place of the last good ones.
 
-    :raises NonFiniteError: naming the parameter
+    :raises NonFiniteError: naming the tensor
     """
-    for name, parameter in model.policy.named_parameters():
-        if not math.isfinite(parameter.detach().sum().item()) and not bool(parameter.isfinite().all()):
+    for name, value in _tensors(model.get_parameters(), ""):
+        if value.is_floating_point() and not bool(value.isfinite().all()):
             advice = "go back to the last checkpoint, which stays, and lower the learning rate or the step size"
-            raise NonFiniteError(f"The weights '{name}' are not finite", advice, model.num_timesteps)
+            raise NonFiniteError(f"'{name}' has values that are not finite", advice, model.num_timesteps)
+
+
+def _tensors(value: Any, name: str) -> Iterable[tuple[str, th.Tensor]]:
+    if isinstance(value, th.Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _tensors(part, f"{name}.{key}".lstrip("."))

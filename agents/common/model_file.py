@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import json
 import pathlib
 import warnings
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import stable_baselines3 as sb3
 import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -129,7 +131,7 @@ def _pack(model: BaseAlgorithm, data: dict[str, Any], params: dict[str, Any], va
         archive.writestr("data", json.dumps(data, indent=4))
         for name, state in [*params.items(), *([("pytorch_variables", variables)] if variables is not None else [])]:
             with archive.open(f"{name}.pth", "w", force_zip64=True) as member:
-                th.save(state, member)
+                th.save(_python_numbers(state), member)
         normalizer = model.get_vec_normalize_env()
         if normalizer is not None:
             archive.writestr("vec_normalize.json", json.dumps(normalizer_state(normalizer)))
@@ -138,6 +140,15 @@ def _pack(model: BaseAlgorithm, data: dict[str, Any], params: dict[str, Any], va
         archive.comment = _COMMENT + b"0" * _DIGEST
     body = file.getvalue()[:-_DIGEST]
     return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _python_numbers(state: Any) -> Any:
+    """A state dict without NumPy's numbers, which ``weights_only`` does not read."""
+    if isinstance(state, dict):
+        return {key: _python_numbers(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(_python_numbers(value) for value in state)
+    return state.item() if isinstance(state, np.generic) else state
 
 
 # ---------------------------------------------------------------------- reading
@@ -154,13 +165,19 @@ def read_model(
     :raises ModelFileError: for what is no model, damaged, or asks for trust
     :raises FileNotFoundError: if there is no file
     """
-    content = path.read() if isinstance(path, io.BufferedIOBase) else _existing(path).read_bytes()
+    if isinstance(path, io.BufferedIOBase):
+        path.seek(0)
+        content = path.read()
+    else:
+        content = _existing(path).read_bytes()
     named = "the file" if isinstance(path, io.BufferedIOBase) else str(path)
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()
             if not trust:
                 _check(content, archive, names, named)
+                if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                    raise ModelFileError(f"{named} is compressed, as no file of Tether's is: take another copy.")
             data = json.loads(archive.read("data"))
             if trust and _is_pickled(data):
                 theirs = load_from_zip_file(io.BytesIO(content), device=device, custom_objects=custom_objects)
@@ -273,6 +290,7 @@ def build_model(
         data |= {"n_envs": env.num_envs, "observation_space": env.observation_space, "action_space": env.action_space}
         if force_reset:
             data["_last_obs"] = None
+    _refuse_giants(data.get("policy_kwargs"), file)
     model = _make(cls, env, device, data | kwargs)
     try:
         model.set_parameters(file.params, exact_match=True, device=device)
@@ -282,6 +300,23 @@ def build_model(
         if value is not None:
             recursive_setattr(model, f"{name}.data", value.data)
     return model
+
+
+def _refuse_giants(policy_kwargs: Any, file: ModelFile) -> None:
+    """Networks that the file has no weights for would fill the memory before they are found to be others."""
+    weights = sum(value.numel() for value in file.params.get("policy", {}).values() if isinstance(value, th.Tensor))
+    if _least_size(policy_kwargs) > max(weights, 10_000):
+        raise ModelFileError(f"The file's policy_kwargs ask for larger networks than its {weights:,} weights.")
+
+
+def _least_size(value: Any) -> int:
+    """How many weights the widths in nested containers mean at least: those between neighbours of a list."""
+    if isinstance(value, dict):
+        return sum(map(_least_size, value.values()))
+    if isinstance(value, (list, tuple)):
+        pairs = itertools.pairwise(value)
+        return sum(map(_least_size, value)) + sum(a * b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+    return abs(value) if isinstance(value, int) else 0
 
 
 def _make(cls: type[BaseAlgorithm], env: Any, device: th.device | str, attributes: dict[str, Any]) -> Any:
@@ -296,7 +331,9 @@ def _make(cls: type[BaseAlgorithm], env: Any, device: th.device | str, attribute
     except ModelFileError:
         raise
     except Exception as error:  # whatever constructors say to values that no agent has
-        raise ModelFileError(f"The attributes of the file make no {cls.__name__}: {_short(error)}.") from error
+        raise ModelFileError(f"No {cls.__name__} can be made with the attributes of the file: {_short(error)}.") from error
+    if model.use_sde:
+        model.policy.reset_noise()  # the matrix of SB3's state-dependent exploration, on the right device
     return model
 
 
@@ -316,8 +353,12 @@ def normalizer_state(normalizer: VecNormalize) -> dict[str, Any]:
 
 def restore_normalizer(env: VecEnv, state: dict[str, Any]) -> VecNormalize:
     """``env`` in a ``VecNormalize`` with these arguments and statistics."""
-    values = {name: decode(value) for name, value in state.items()}
-    statistics: dict[str, Any] = {name: values.pop(name) for name in ("ret_rms", "obs_rms") if name in values}
-    normalizer = VecNormalize(env, **values)
-    vars(normalizer).update(statistics)
+    arguments = {name: decode(value) for name, value in state.items() if not name.endswith("_rms")}
+    normalizer = VecNormalize(env, **arguments)
+    set_normalizer(normalizer, state)
     return normalizer
+
+
+def set_normalizer(normalizer: VecNormalize, state: dict[str, Any]) -> None:
+    """Give a ``VecNormalize`` these statistics."""
+    vars(normalizer).update({name: decode(value) for name, value in state.items() if name.endswith("_rms")})

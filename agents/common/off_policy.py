@@ -10,12 +10,14 @@ from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, TrainFreq, TrainFrequencyUnit
 from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from .agent import Agent
 from .finite import ADVICE, DeviceGuard, NonFiniteError, check_finite, check_step
+from .replay_state import end_last_trajectory
+from .rollout import stacked
 
 SelfOffPolicyAgent = TypeVar("SelfOffPolicyAgent", bound="OffPolicyAgent")
 
@@ -48,6 +50,10 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
 
         :raises NonFiniteError: naming the environment and step of the first action, reward or observation that is not finite
         """
+        if train_freq.frequency < 1:
+            raise ValueError(f"train_freq must be at least one step or episode, not {train_freq.frequency}.")
+        if env.num_envs > 1 and train_freq.unit == TrainFrequencyUnit.EPISODE:
+            raise ValueError("train_freq counts episodes of one environment: count steps, or use one environment.")
         self.policy.set_training_mode(False)
         if self._collected == [0, 0]:
             callback.on_rollout_start()
@@ -62,6 +68,7 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
             self._end_episodes(np.flatnonzero(dones), action_noise, log_interval)
+            num_collected_steps, num_collected_episodes = self._collected
             callback.update_locals(locals())
             if not callback.on_step():
                 return RolloutReturn(self._collected[0] * env.num_envs, self._collected[1], continue_training=False)
@@ -83,6 +90,10 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
     ) -> None:
         check_finite(reward, "reward", self.num_timesteps)
         check_finite(new_obs, "observation", self.num_timesteps)
+        for env in np.flatnonzero(dones).tolist():
+            terminal = infos[env].get("terminal_observation")
+            if terminal is not None:
+                check_finite(stacked((terminal,)), "terminal observation", self.num_timesteps, env)
         super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
 
     def rollout_state(self) -> dict[str, Any]:
@@ -105,7 +116,7 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
         loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.device.type == "cpu":
+        if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
             own = {id(p) for p in parameters}
             named = ((name, p) for name, p in self.policy.named_parameters() if id(p) in own)
             check_step(loss, norm, terms, replay._asdict(), named)
@@ -142,16 +153,17 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
             callback.on_training_start(locals(), globals())
             # What a callback interrupted is finished in any case, as it would have been without.
             while self.num_timesteps < total_timesteps or self._collected != [0, 0]:
-                rollout = self._guarded(lambda: self._collect(callback, log_interval))
+                rollout = self._guarded(lambda: self._collect(callback, log_interval), "collect")
                 if rollout is None:
                     self._collected = [0, 0]
+                    end_last_trajectory(self.replay_buffer)
                     self._restart_environments()
                     continue
                 if not rollout.continue_training:
                     break
                 gradient_steps = self.gradient_steps if self.gradient_steps >= 0 else rollout.episode_timesteps
                 if self.num_timesteps > self.learning_starts and gradient_steps > 0:
-                    self._guarded(lambda steps=gradient_steps: self.train(steps, self.batch_size))  # type: ignore[misc]
+                    self._guarded(lambda steps=gradient_steps: self.train(steps, self.batch_size), "train")  # type: ignore[misc]
             callback.on_training_end()
         return self
 

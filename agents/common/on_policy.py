@@ -21,16 +21,8 @@ from .finite import check_finite, check_finite_info
 from .normalization import RewardScaler
 from .parts import Part, parts_of
 from .policies import NormalizedActorCriticPolicy
-from .rollout import Rollout
+from .rollout import Rollout, stacked
 from .updates import Batch, in_chunks
-
-
-def _stack(observations: tuple[Any, ...]) -> Any:
-    """Single observations (arrays or dicts) as one batch."""
-    if isinstance(observations[0], dict):
-        return {key: np.stack([single[key] for single in observations]) for key in observations[0]}
-    return np.stack(observations)
-
 
 SelfOnPolicyAgent = TypeVar("SelfOnPolicyAgent", bound="OnPolicyAgent")
 
@@ -217,7 +209,7 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
         check_finite(rewards, "reward", steps, part.first)
         check_finite(new_obs, "observation", steps, part.first)
         for env, terminal in self.rollout.outcome(t, part.envs, rewards, dones, infos):
-            check_finite(_stack((terminal,)), "terminal observation", steps, env)
+            check_finite(stacked((terminal,)), "terminal observation", steps, env)
         self._last_obs = part.into(self._last_obs, new_obs)
         self._last_episode_starts[part.envs] = dones  # type: ignore[index]
         if dones.any():
@@ -226,6 +218,8 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
 
     def _land(self) -> None:
         """Take in the steps under way, so that the environments are at rest; their turn comes when the rollout goes on."""
+        if any(part.under_way for part in self._parts):
+            self._last_obs = self._last_obs.copy()  # type: ignore[union-attr] # what callbacks were given stays as it was
         for part in self._parts:
             if part.under_way:
                 part.arrived = self._receive(part, self._position)
@@ -290,7 +284,7 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
         if self.time_limits == "correct" and rollout.timeouts:
             steps, envs, observations = zip(*rollout.timeouts, strict=True)
             rewards = rewards.clone()
-            rewards[list(steps), list(envs)] += self.gamma * self._values(_stack(observations))
+            rewards[list(steps), list(envs)] += self.gamma * self._values(stacked(observations))
         values = values.reshape(rewards.shape)
         with_last = th.cat([values, last[None]])
         return values, generalized_advantage(rewards, with_last, dones, self.gamma, self.gae_lambda)
@@ -298,6 +292,13 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
     def _values(self, observations: Any) -> th.Tensor:
         """V (n,) of raw observations from the host."""
         return self.policy.values_at(self._standardize(obs_as_tensor(observations, self.device)))
+
+    def reseed(self, seed: int) -> None:
+        """Other random numbers from here on, also for the rest of the rollout under way."""
+        super().reseed(seed)
+        if self._position:
+            rest = self.policy.draw_noise((self.n_steps - self._position, self.n_envs))
+            self._noise[self._position :] = rest.numpy() if isinstance(self._noise, np.ndarray) else rest  # type: ignore[assignment]
 
     # ------------------------------------------------------------------ improvement
 
@@ -368,15 +369,16 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
             callback.on_training_start(locals(), globals())
             # A rollout that a callback interrupted is finished in any case, as it would have been without.
             while self.num_timesteps < total_timesteps or self._position:
-                going_on = self._guarded(lambda: self.collect_rollouts(self.env, callback))  # type: ignore[arg-type]
+                going_on = self._guarded(lambda: self.collect_rollouts(self.env, callback), "collect")  # type: ignore[arg-type]
                 if going_on is None:
+                    self._forget_rollout()
                     self._restart_environments()
                     self.reward_scaler.returns.zero_()
                     continue
                 if not going_on:
                     break
                 self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
-                self._guarded(self.train)
+                self._guarded(self.train, "train")
                 # The normaliser moves after the update: until then old policy and behaviour policy are one function.
                 self.policy.update_moments(self.rollout.flat_observations())
                 iteration = self.num_timesteps // (self.n_steps * self.n_envs)

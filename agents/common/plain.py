@@ -171,12 +171,21 @@ def _memory_order(value: np.ndarray) -> list[int] | None:
 # ---------------------------------------------------------------------- reading
 
 
-def decode(data: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Any:
+class _Source:
+    """The arrays of a file, and how many bytes it may still make of single values."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray] | None) -> None:
+        self.arrays, self.left = arrays, LARGEST_FILL
+
+
+def decode(data: Any, arrays: Mapping[str, np.ndarray] | _Source | None = None) -> Any:
     """The object that :func:`encode` took apart.
 
     :param arrays: of :meth:`Arrays.packed`
     :raises PlainDataError: for data that is none, or a name that is not registered here
     """
+    if not isinstance(arrays, _Source):
+        arrays = _Source(arrays)
     if isinstance(data, list):
         return [decode(item, arrays) for item in data]
     if not isinstance(data, dict):
@@ -186,7 +195,7 @@ def decode(data: Any, arrays: Mapping[str, np.ndarray] | None = None) -> Any:
     kind = data["type"]
     try:
         if kind == "dict":
-            return {decode(key): decode(item, arrays) for key, item in data["items"]}
+            return {decode(key, arrays): decode(item, arrays) for key, item in data["items"]}
         if kind == "float":
             return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[data["value"]]
         if kind == "name":
@@ -221,9 +230,10 @@ def _make_object(cls: Any, state: Any) -> Any:
     return made
 
 
-def _read_array(data: dict[str, Any], arrays: Mapping[str, np.ndarray] | None) -> np.ndarray:
+def _read_array(data: dict[str, Any], source: _Source) -> np.ndarray:
     if "axes" in data:
-        return decode(data["transposed"], arrays).transpose(np.argsort(data["axes"]))
+        return decode(data["transposed"], source).transpose(np.argsort(data["axes"]))
+    arrays = source.arrays
     if "at" in data:
         place, shape = data["at"], tuple(data["at"]["shape"])
         if arrays is None or place["kind"] not in arrays:
@@ -235,7 +245,8 @@ def _read_array(data: dict[str, Any], arrays: Mapping[str, np.ndarray] | None) -
     content = np.frombuffer(base64.b64decode(data["fill" if "fill" in data else "data"], validate=True), dtype)
     if "fill" not in data:
         return content.reshape(shape).copy()
-    if math.prod(shape) * dtype.itemsize > LARGEST_FILL:
+    source.left -= math.prod(shape) * dtype.itemsize
+    if source.left < 0:
         raise PlainDataError(f"an array of shape {shape} is too large")
     return np.full(shape, content[0], dtype)
 
@@ -260,7 +271,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[..., dict[str, Any]], Ca
     "ordered": (
         lambda v: type(v) is OrderedDict,
         lambda v, a: {"items": [[encode(key), encode(item, a)] for key, item in v.items()]},
-        lambda d, a: OrderedDict((decode(key), decode(item, a)) for key, item in d["items"]),
+        lambda d, a: OrderedDict((decode(key, a), decode(item, a)) for key, item in d["items"]),
     ),
     "set": (
         lambda v: type(v) in (set, frozenset),
@@ -276,7 +287,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[..., dict[str, Any]], Ca
     "number": (
         lambda v: isinstance(v, np.generic) and v.dtype.kind in "biufc",
         lambda v, _: _write_array(np.asarray(v), None),
-        lambda d, _: _read_array(d, None)[()],
+        lambda d, a: _read_array(d, a)[()],
     ),
     "dtype": (
         lambda v: isinstance(v, np.dtype) or (isinstance(v, type) and issubclass(v, np.generic)),
@@ -284,7 +295,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[..., dict[str, Any]], Ca
         lambda d, _: np.dtype(d["name"]),
     ),
     "tensor": (
-        lambda v: isinstance(v, th.Tensor),
+        lambda v: isinstance(v, th.Tensor) and v.dtype != th.bfloat16,
         lambda v, a: {"array": {"type": "array", **_write_array(v.detach().cpu().numpy(), a)}},
         lambda d, a: th.from_numpy(np.array(decode(d["array"], a))),
     ),
@@ -301,7 +312,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], Callable[..., dict[str, Any]], Ca
     "subclass": (  # an int or a float of another class, as some environments count with
         lambda v: isinstance(v, (int, float)),
         lambda v, _: {"value": encode(float(v)) if isinstance(v, float) else int(v)},
-        lambda d, _: decode(d["value"]),
+        lambda d, a: decode(d["value"], a),
     ),
 }
 
@@ -319,15 +330,23 @@ def _arguments(*names: str) -> Callable[[Any], dict[str, Any]]:
     return lambda thing: {name: getattr(thing, name) for name in names}
 
 
+def _make_box(state: dict[str, Any]) -> spaces.Box:
+    low, high = state["low"], state["high"]
+    if not (isinstance(low, np.ndarray) and isinstance(high, np.ndarray)):
+        raise PlainDataError("the bounds of a Box are arrays")
+    return spaces.Box(low, high, dtype=state["dtype"])
+
+
 def _know_spaces() -> None:
     for cls, names in (
-        (spaces.Box, ("low", "high", "shape", "dtype")),
         (spaces.Discrete, ("n", "start")),
         (spaces.MultiDiscrete, ("nvec", "start", "dtype")),
         (spaces.MultiBinary, ("n",)),
     ):
         _know(cls, _arguments(*names), lambda state, cls=cls: cls(**state))  # type: ignore[misc]
-    _know(spaces.Dict, lambda s: [[k, v] for k, v in s.spaces.items()], lambda state: spaces.Dict(dict(state)))
+    _know(spaces.Box, _arguments("low", "high", "dtype"), _make_box)
+    # In pairs, because Gymnasium sorts the keys of a plain dict, and networks read the parts in their order.
+    _know(spaces.Dict, lambda s: [[k, v] for k, v in s.spaces.items()], lambda pairs: spaces.Dict([(k, v) for k, v in pairs]))
     _know(spaces.Tuple, lambda s: list(s.spaces), spaces.Tuple)
 
 

@@ -19,30 +19,32 @@ _SEQUENTIAL = (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer)
 class _Written:
     """What the last checkpoint of a buffer wrote, so that the next one can leave it."""
 
-    def __init__(self, position: int, steps: int, entries: dict[str, Any], store: BlockStore) -> None:
-        self.position, self.steps, self.entries, self.folder = position, steps, entries, store.folder
+    def __init__(self, position: int, steps: int, training: float, entries: dict[str, Any], store: BlockStore) -> None:
+        self.position, self.steps, self.training, self.entries, self.folder = position, steps, training, entries, store.folder
 
 
 _LAST: weakref.WeakKeyDictionary[Any, _Written] = weakref.WeakKeyDictionary()
 
 
-def write_replay_buffer(buffer: Any, store: BlockStore, steps: int) -> dict[str, Any]:
+def write_replay_buffer(buffer: Any, store: BlockStore, steps: int, training: float) -> dict[str, Any]:
     """Write a buffer's arrays to ``store``.
 
-    :param steps: steps per environment so far, which bound how many rows were added since the last time
+    :param steps: steps per environment so far, which tell how many rows were added since the last time
+    :param training: tells one call of ``learn`` from another; rows that were changed otherwise than by it go unnoticed
+        within one
     :return: everything else about it, for :func:`read_replay_buffer`
     :raises ValueError: if it keeps objects that are no plain data
     """
     size, position = buffer.buffer_size, buffer.pos
     rows = size if buffer.full else min(size, position + 1)
-    touched = _touched(buffer, _LAST.get(buffer), store, steps)
+    touched = _touched(buffer, _LAST.get(buffer), store, steps, training)
     entries: dict[str, Any] = {}
     for name, value in _arrays(buffer):
         array = _as_numpy(value)
         former = None if touched is None else _LAST[buffer].entries.get(name)
         clean = _unchanged(former, touched, rows_per_block(array))
         entries[name] = store.write(array, rows if len(array) == size else len(array), clean)
-    _LAST[buffer] = _Written(position, steps, entries, store)
+    _LAST[buffer] = _Written(position, steps, training, entries, store)
     return {"position": position, "full": buffer.full, "size": size, "arrays": entries, "rest": _rest(buffer)}
 
 
@@ -60,14 +62,30 @@ def read_replay_buffer(buffer: Any, state: dict[str, Any], store: BlockStore) ->
     buffer.pos, buffer.full = state["position"], state["full"]
 
 
+def end_last_trajectory(buffer: Any) -> None:
+    """Mark the newest transitions as the last of their episodes, because the next ones begin new ones.
+
+    Only buffers that read the transitions behind one another need it.
+    """
+    if hasattr(buffer, "truncate_last_trajectory"):
+        buffer.truncate_last_trajectory()
+    elif (getattr(buffer, "optimize_memory_usage", False) or isinstance(buffer, NStepReplayBuffer)) and buffer.size():
+        last = (buffer.pos - 1) % buffer.buffer_size
+        buffer.dones[last] = 1.0
+        if buffer.handle_timeout_termination:
+            buffer.timeouts[last] = 1.0
+
+
 def blocks_of(state: dict[str, Any]) -> list[str]:
     """Names of the blocks of a buffer."""
     return [name for entry in state["arrays"].values() for name in entry["blocks"]]
 
 
-def _touched(buffer: Any, last: _Written | None, store: BlockStore, steps: int) -> np.ndarray | None:
+def _touched(
+    buffer: Any, last: _Written | None, store: BlockStore, steps: int, training: float
+) -> np.ndarray | None:
     """Which rows may have been written to since the last time, (buffer_size,) bool; None: any of them."""
-    if last is None or type(buffer) not in _SEQUENTIAL or last.folder != store.folder or not store.folder.is_dir():
+    if last is None or type(buffer) not in _SEQUENTIAL or last.folder != store.folder or last.training != training:
         return None
     added = steps - last.steps
     # An environment step adds one row, and the rows before the first checkpoint may be fewer than the steps.

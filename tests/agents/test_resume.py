@@ -27,7 +27,12 @@ from tether.envs import make_vec
 TOTAL = 500  # rounded up to whole rollouts
 TASKS = ("HalfCheetah-v5", "Ant-v5", "dm_control/cartpole-swingup-v0", "CartPole-v1")
 BACKENDS = ("dummy", "envpool", "halves")
-QUICK = {("HalfCheetah-v5", "dummy"), ("Ant-v5", "dummy"), ("dm_control/cartpole-swingup-v0", "envpool"), ("CartPole-v1", "halves")}
+QUICK = {
+    ("HalfCheetah-v5", "dummy"),
+    ("Ant-v5", "dummy"),
+    ("dm_control/cartpole-swingup-v0", "envpool"),
+    ("CartPole-v1", "halves"),
+}
 
 
 def cases():
@@ -80,7 +85,14 @@ def vec(env, n_envs=2, **kwargs):
 
 
 SMALL = {"n_steps": 32, "policy_kwargs": {"net_arch": [8]}, "seed": 1, "device": "cpu"}
-OFF = {"buffer_size": 150, "learning_starts": 20, "batch_size": 16, "policy_kwargs": {"net_arch": [8]}, "seed": 1, "device": "cpu"}
+OFF = {
+    "buffer_size": 150,
+    "learning_starts": 20,
+    "batch_size": 16,
+    "policy_kwargs": {"net_arch": [8]},
+    "seed": 1,
+    "device": "cpu",
+}
 WORLDS = {
     "own environment": lambda: (MDPO, "MlpPolicy", vec(Corridor), {**SMALL, "value_batch_size": 32}),
     "schedules": lambda: (
@@ -185,7 +197,12 @@ class SaveAtRollout(SaveAt):
 
 @pytest.mark.parametrize(
     ("cls", "kwargs"),
-    [(SB3PPO, {"n_steps": 32, "batch_size": 32}), (SAC, {"learning_starts": 20}), (TD3, {"learning_starts": 20}), (DQN, {"learning_starts": 20})],
+    [
+        (SB3PPO, {"n_steps": 32, "batch_size": 32}),
+        (SAC, {"learning_starts": 20}),
+        (TD3, {"learning_starts": 20}),
+        (DQN, {"learning_starts": 20}),
+    ],
     ids=lambda v: v.__name__ if isinstance(v, type) else "",
 )
 def test_sb3s_own_agents(cls, kwargs, tmp_path: Path):

@@ -152,7 +152,7 @@ def report(tally: Tally, typed: str) -> str:
         f"| of these while a checkpoint was being written | {tally.while_saving} |",
         f"| starts that went on from the newest checkpoint | {tally.resumed} |",
         f"| starts anew, because the kill came before the first checkpoint | {tally.anew} |",
-        f"| trainings finished, each with the weights and evaluations of its uninterrupted twin, bit for bit | {tally.finished} |",
+        f"| trainings finished, each equal to its uninterrupted twin in weights and evaluations | {tally.finished} |",
         f"| training lost by a kill, seconds (checkpoints every {INTERVAL} s): median | {ages[len(ages) // 2]:.2f} |",
         f"| the same, at most | {ages[-1]:.2f} |",
         "",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from typing import Any
 
 import gymnasium as gym
@@ -111,3 +113,31 @@ class DictIdentity(Identity):
         self.observed = self.observation_space.sample()
         self.state = self.observed["state"]
         return self.observed
+
+
+class Mortal(gym.Env):
+    """The environment with seed 1 dies at its 30th step, in the way that it is told."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def __init__(self, how: str = "kill") -> None:
+        self.how, self.count, self.mortal = how, 0, False
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.mortal = self.mortal or seed == 1
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.count += 1
+        if self.mortal and self.count == 30:
+            if self.how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "exit":
+                os._exit(3)
+            raise RuntimeError("The motor is broken.")
+        return np.zeros(2, np.float32), 0.0, False, self.count % 10 == 0, {}
+
+
+gym.register("FaultTest/Mortal-v0", "tests.kit.worlds:Mortal")
