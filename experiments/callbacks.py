@@ -125,7 +125,8 @@ class FiniteCallback(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         for name, value in self.logger.name_to_value.items():
-            if name.startswith("train/") and isinstance(value, float) and not math.isfinite(value):
+            of_training = name.startswith("train/") and name != "train/explained_variance"  # 0/0 where returns are constant
+            if of_training and isinstance(value, float) and not math.isfinite(value):
                 raise NonFiniteError(f"The logged '{name}' is {value}", ADVICE, self.num_timesteps)
 
     def _on_step(self) -> bool:

@@ -93,6 +93,8 @@ OFF = {
     "seed": 1,
     "device": "cpu",
 }
+PICTURES = {**SMALL, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {}}
+PROCESSES = {"vec_env_cls": SubprocVecEnv, "wrapper_class": Resumable}
 WORLDS = {
     "own environment": lambda: (MDPO, "MlpPolicy", vec(Corridor), {**SMALL, "value_batch_size": 32}),
     "schedules": lambda: (
@@ -102,8 +104,8 @@ WORLDS = {
     "VecNormalize": lambda: (MDPO, "MlpPolicy", VecNormalize(vec(Corridor)), {**SMALL, "value_batch_size": 32}),
     "frame stack": lambda: (BPO, "MlpPolicy", VecFrameStack(vec(Corridor), 3), SMALL),
     "dict": lambda: (MDPO, "MultiInputPolicy", vec(DictIdentity), {**SMALL, "value_batch_size": 32}),
-    "pictures": lambda: (BPO, "CnnPolicy", vec(Pictures), {**SMALL, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {}}),
-    "processes": lambda: (MDPO, "MlpPolicy", vec(Corridor, vec_env_cls=SubprocVecEnv, wrapper_class=Resumable), {**SMALL, "value_batch_size": 32}),
+    "pictures": lambda: (BPO, "CnnPolicy", vec(Pictures), PICTURES),
+    "processes": lambda: (MDPO, "MlpPolicy", vec(Corridor, **PROCESSES), {**SMALL, "value_batch_size": 32}),
     "replay wraps around": lambda: (OffPolicyMDPO, "MlpPolicy", vec(Corridor), OFF),
     "replay of half the memory": lambda: (
         OffPolicyMDPO, "MlpPolicy", vec(Corridor),

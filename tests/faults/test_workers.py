@@ -13,14 +13,16 @@ from tether.experiments.cli import main
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 
 
-@pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
-@pytest.mark.parametrize(("how", "code"), [("kill", -9), ("exit", 3), ("raise", 1)])
+WAYS = [(subject, "kill", -9) for subject in SUBJECTS] + [(SUBJECTS[0], "exit", 3), (SUBJECTS[-1], "raise", 1)]
+
+
+@pytest.mark.parametrize(("subject", "how", "code"), WAYS, ids=lambda v: getattr(v, "name", str(v)))
 def test_a_worker_dies(subject, how, code):
     env = make_vec_env(Mortal, 3, seed=0, vec_env_cls=SubprocVecEnv, env_kwargs={"how": how})
     agent = subject.make(env)
     with pytest.raises(WorkerError, match=rf"The process of environment 1 \(exit code {code}\) died"):
         agent.learn(500)
-    close(env)
+    env.close()  # SB3's own close would wait for ever
     assert not any(process.is_alive() for process in env.processes)
 
 
@@ -35,7 +37,8 @@ def test_it_is_dead_before_the_training():
 
 @pytest.mark.parametrize("agent", ["BPO", "SB3-PPO"])
 def test_the_command_says_it_and_can_go_on(agent, tmp_path, capsys):
-    words = ["train", agent, "--env", "tests.kit.worlds:FaultTest/Mortal-v0", "--backend", "subproc", "--n-envs", "3", "--steps", "600"]
+    words = ["train", agent, "--env", "tests.kit.worlds:FaultTest/Mortal-v0", "--backend", "subproc", "--n-envs", "3"]
+    words += ["--steps", "600"]
     words += ["--out", str(tmp_path), "--eval-episodes", "1", "--checkpoint-every", "0.001"]
     words += ["--hp", "n_steps=8", "batch_size=24"]
     assert main(words) == 2
