@@ -3,8 +3,11 @@
 from pathlib import Path
 
 import numpy as np
+from stable_baselines3.common.env_util import make_vec_env
 
 from tests.kit.agents import SUBJECTS
+from tests.kit.resume import StopAt
+from tether.agents import BPO
 
 if __name__ == "__main__":
     observations = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
@@ -14,3 +17,8 @@ if __name__ == "__main__":
             agent = subject.make("Pendulum-v1", policy_kwargs={"net_arch": [4]}).learn(300)
             agent.save(path)
             np.save(path.with_suffix(".npy"), agent.predict(observations, deterministic=True)[0])
+    folder = Path(__file__).parent / "checkpoint"
+    if not folder.exists():
+        env = make_vec_env("Pendulum-v1", 2, seed=1)
+        agent = BPO("MlpPolicy", env, n_steps=32, batch_size=32, policy_kwargs={"net_arch": [4]}, seed=1, device="cpu")
+        agent.learn(128, StopAt(40)).save_checkpoint(folder)
