@@ -197,15 +197,16 @@ def find_checkpoint(folder: str | Path) -> Checkpoint | None:
     :raises CheckpointError: if there are checkpoints and all are damaged
     """
     folder = Path(folder)
-    folders = _folders(folder)
+    folders, first_damage = _folders(folder), ""
     for path in reversed(folders):
         checkpoint = Checkpoint(path, _read_manifest(path) or {})
         damage = _damage(checkpoint)
         if damage is None:
             return checkpoint
         logger.warning("%s, so an earlier checkpoint is taken.", damage)
+        first_damage = first_damage or damage
     if folders:
-        raise CheckpointError(f"Every checkpoint in {folder} is damaged: put one back from a copy, or delete the folder.")
+        raise CheckpointError(f"Every checkpoint in {folder} is damaged ({first_damage}): put one back from a copy.")
     return None
 
 

@@ -60,7 +60,7 @@ class Resumable(gym.Wrapper, gym.utils.RecordConstructorArgs):
 
 # Neither state nor something that refers to it.
 _NOTHING = (
-    types.ModuleType, types.BuiltinFunctionType, type, functools.partial, io.IOBase, logging.Logger, re.Pattern, weakref.ref,
+    types.ModuleType, type, functools.partial, io.IOBase, logging.Logger, re.Pattern, weakref.ref,
     threading.Event, type(threading.Lock()), type(threading.RLock()), EnvSpec, pathlib.PurePath, ResultsWriter,
 )  # fmt: skip
 # The same by name: these are not imported before an environment does it.
@@ -78,8 +78,8 @@ _ASSETS = re.compile(r"(mesh|tex|skin|name|path|text|bvh|oct)_|names|paths")  # 
 def env_state(env: Any) -> Any:
     """What decides how ``env`` goes on: dicts, lists, numbers and arrays, for :func:`~.plain.encode`.
 
-    State in closures, in modules and in classes is not seen. Objects may refer to one another as they like, as long as
-    an environment made anew has the same objects.
+    State in closures, in modules and in classes is not seen; what lies in plain lists and dicts is taken for values.
+    Objects may refer to one another as they like, as long as an environment made anew has the same objects.
 
     :param env: a vector environment or a single one; between two steps
     :raises NoStateError: naming the object whose state is not to be had
@@ -119,7 +119,7 @@ class _Taking:
         """State of one object; None if there is nothing in it."""
         if isinstance(thing, _NOTHING) or _is_nothing_by_name(type(thing)):
             return None
-        if isinstance(thing, types.FunctionType):
+        if isinstance(thing, (types.FunctionType, types.BuiltinFunctionType)):
             return {"function": thing.__qualname__}
         if isinstance(thing, types.MethodType):
             return self.take(thing.__self__, f"{path}.__self__")
@@ -165,11 +165,9 @@ class _Taking:
         return {"class": type(thing).__qualname__, "attributes": attributes}
 
     def _describe_container(self, thing: Any, path: str) -> dict[str, Any]:
-        parts = thing.values() if isinstance(thing, dict) else thing
-        if not any(_can_change(part) for part in parts):
-            with suppress(PlainDataError):
-                encode(thing, Arrays())
-                return {"value": copy.copy(thing)}
+        with suppress(PlainDataError):
+            encode(thing, Arrays())
+            return {"value": copy.deepcopy(thing)}
         if isinstance(thing, dict):
             return {"entries": [[key, self.take(part, f"{path}[{key!r}]")] for key, part in thing.items()]}
         return {"items": [self.take(part, f"{path}[{i}]") for i, part in enumerate(thing)]}

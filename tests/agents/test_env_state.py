@@ -41,9 +41,9 @@ Meta-World/reach-v3 Meta-World/door-open-v3
 
 
 def listed(text: str):
-    for line in text.strip().splitlines():
-        for i, env_id in enumerate(line.split()):
-            yield pytest.param(env_id, marks=[] if i == 0 else [pytest.mark.slow])
+    lines = [line.split() for line in text.strip().splitlines()]
+    marked = [(env_id, [] if i == 0 else [pytest.mark.slow]) for line in lines for i, env_id in enumerate(line)]
+    return [pytest.param(env_id, marks=marks) for env_id, marks in marked]
 
 
 def through_a_file(state):
@@ -227,15 +227,15 @@ class TestObjects:
         ({"game": iter([1])}, "Anything.game is a list_iterator"),
         ({"game": namedtuple("P", "x")(1)}, "Anything.game is a P"),
         ({"game": np.array([object()])}, "Anything.game is a ndarray"),
-        ({"game": [{"deep": threading.local()}]}, r"Anything.game\[0\]\['deep'\] is a _local"),
+        ({"game": [{"deep": iter({})}]}, r"Anything.game\[0\]\['deep'\] is a dict_keyiterator"),
     ], ids=["generator", "iterator", "namedtuple", "objects", "deep"])  # fmt: skip
     def test_what_cannot_be_read_is_named(self, more, path):
         with pytest.raises(NoStateError, match=f"{path}, whose state cannot be read"):
             env_state(Anything(**more))
 
     @pytest.mark.parametrize("change", [
-        lambda env: env.rooms.append(Room()), lambda env: setattr(env, "how", len), lambda env: setattr(env, "counter", Room()),
-        lambda env: setattr(env, "legacy", 3), lambda env: env.dict.update(c=Room()),
+        lambda env: env.rooms.append(Room()), lambda env: setattr(env, "how", len),
+        lambda env: setattr(env, "counter", Room()), lambda env: env.dict.update(c=Room()),
     ])  # fmt: skip
     def test_an_environment_of_another_make_is_refused(self, change):
         first, second = Anything(), Anything()

@@ -41,7 +41,7 @@ def cases():
         yield pytest.param(subject, task, backend, marks=marks, id=f"{subject.name}-{task}-{backend}")
 
 
-@pytest.mark.parametrize(("subject", "task", "backend"), cases())
+@pytest.mark.parametrize(("subject", "task", "backend"), list(cases()))
 def test_resume_equals_uninterrupted(subject, task, backend, tmp_path: Path):
     env = {"env_id": task, "n_envs": 2, "seed": 3, "backend": "envpool" if backend == "halves" else backend}
     env["halves"] = backend == "halves"

@@ -143,5 +143,5 @@ def test_a_block_of_another_buffer(checkpoints: Path, tmp_path: Path):
     shutil.copytree(checkpoints, tmp_path / "copy")
     first, second = sorted((tmp_path / "copy/blocks").glob("*.bin"))[:2]
     first.write_bytes(second.read_bytes())
-    with pytest.raises(CheckpointError, match="is not as it was written"):
+    with pytest.raises(CheckpointError, match="is missing or not as it was written"):
         OffPolicyMDPO.load_checkpoint(tmp_path / "copy", make_vec_env("Pendulum-v1", 2), device="cpu")
