@@ -92,12 +92,12 @@ def _add_report(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
-    p.add_argument("what", choices=("on-policy",))
+    p.add_argument("what", choices=("on-policy", "safety"))
     p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
-    p.add_argument("--out", type=Path, metavar="DIR", help="also write on-policy.md and on-policy.json there")
+    p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
 
 
@@ -182,6 +182,13 @@ def _bench(args: argparse.Namespace) -> int:
     from .bench import on_policy
 
     command = shlex.join(["tether", *sys.argv[1:]])
+    if args.what == "safety":
+        from .bench_safety import safety
+
+        if args.env or args.only:
+            raise UsageError("`tether bench safety` measures all our agents on one environment: leave out --env and --only.")
+        print(safety(args.out, args.rounds, args.seconds, command))
+        return 0
     print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
     return 0
 

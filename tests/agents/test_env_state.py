@@ -168,7 +168,8 @@ class Anything(gym.Env):
         self.mode = Mode.RUN
         self.python.random(), self.legacy.rand()
         self.rooms[1].visits = 4
-        self.slotted.inner, self.scale(1), self.__dict__.update(clock=8)
+        self.slotted.inner, self.clock = 7, 8
+        self.scale(1)
         self.generator = np.random.default_rng(3)
         self.generator.random(5)
 
