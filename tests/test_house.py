@@ -20,7 +20,7 @@ FORBIDDEN = {"agents": {"envs", "experiments"}, "envs": {"agents", "experiments"
 
 # Text that people wrote or that a command wrote for them; pictures, locks and binaries are left out.
 TEXTS = {".py", ".pyi", ".toml", ".yaml", ".yml", ".md", ".txt", ".cfg", ".ini", ".json", ".csv", ".sh", ""}
-NOT_OURS = {".git", ".venv", "__pycache__", "build", "dist", "runs", "shared"}
+NOT_OURS = {".git", ".venv", ".hypothesis", "__pycache__", "build", "dist", "runs", "shared"}
 
 
 def _imports(path: Path) -> Iterator[tuple[str, int]]:

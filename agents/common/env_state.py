@@ -162,7 +162,7 @@ class _Taking:
                 raise
             if state is not None:
                 attributes[name] = state
-        return {"class": type(thing).__qualname__, "attributes": attributes}
+        return {"classes": _class_names(thing), "attributes": attributes}
 
     def _describe_container(self, thing: Any, path: str) -> dict[str, Any]:
         with suppress(PlainDataError):
@@ -208,9 +208,9 @@ class _Giving:
         elif "entries" in state or "items" in state:
             self._give_container(thing, state, path)
         else:
-            if type(thing).__qualname__ != state["class"]:
-                here = type(thing).__name__
-                raise NoStateError(f"{path} is {here} here and was {state['class']} where the state was taken.")
+            here, there = _class_names(thing), state["classes"]
+            if here[0] not in there and there[0] not in here:  # libraries replace Gymnasium's wrappers by their own
+                raise NoStateError(f"{path} is {here[0]} here and was {there[0]} where the state was taken.")
             attributes = _attributes(thing, path)
             for name, part in state["attributes"].items():
                 self._give_part(attributes, name, part, f"{path}.{name}")
@@ -285,6 +285,12 @@ def _attributes(thing: Any, path: str) -> _Attributes:
     if bare or any(_is_foreign(cls) for cls in type(thing).__mro__):
         raise NoStateError(f"{path} is a {type(thing).__qualname__}, whose state cannot be read.")
     return attributes
+
+
+def _class_names(thing: Any) -> list[str]:
+    """Of an object's class and its bases but the most general ones."""
+    general = (object, gym.Env, gym.Wrapper, gym.utils.RecordConstructorArgs)
+    return [cls.__qualname__ for cls in type(thing).__mro__ if cls not in general]
 
 
 def _is_foreign(cls: type) -> bool:

@@ -185,9 +185,9 @@ def watch_steps(agent):
     counts = {"policy": 0, "value": 0}
     for name, update in (("policy", agent.policy_update), ("value", agent.value_update)):
 
-        def step(loss, name=name, plain=update.step):
+        def step(*args, name=name, plain=update.step):
             counts[name] += 1
-            plain(loss)
+            return plain(*args)
 
         update.step = step
     return counts

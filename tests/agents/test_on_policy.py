@@ -232,7 +232,7 @@ def test_finite_checks():
     with pytest.raises(NonFiniteError, match="observation 'b' of env 1"):
         check_finite({"a": np.ones((2, 2)), "b": np.array([[0.0], [np.nan]])}, "observation", 3)
     info = {"loss": th.tensor(1.0), "value_loss": th.tensor(float("nan"))}
-    with pytest.raises(NonFiniteError, match="'value_loss' of the update at step 9"):
+    with pytest.raises(NonFiniteError, match="'value_loss' of the update is nan at step 9"):
         check_finite_info(info, 9)
     assert check_finite_info({"a": th.tensor(0.5)}, 0) == {"a": 0.5}
 

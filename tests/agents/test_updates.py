@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.kit.rollouts import collected
 from tests.kit.worlds import Identity
 from tether.agents import BPO, MDPO, PPO, R2VPO
+from tether.agents.common.finite import DeviceGuard, NonFiniteError
 from tether.agents.common.flat_adam import FlatAdam
 from tether.agents.common.updates import Update, batch_length, in_chunks, map_batch, minibatches, side_by_side
 
@@ -65,13 +66,39 @@ class NoHostReads(TorchDispatchMode):
 @pytest.mark.parametrize("cls", [PPO, BPO, R2VPO])
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
 def test_an_update_reads_nothing_back_to_the_host(cls, env):
-    """Adam's fused step on the CPU reads its own step count, so the optimiser is left out of the watch."""
+    """As on a GPU, with its guard. Adam's fused step on the CPU reads its own step count, so it is left out of the watch."""
     agent = cls("MlpPolicy", env, n_steps=256, ent_coef=0.01, seed=0)
     batch = collected(agent, 256)
     agent.update.optimizer.step = lambda: None
+    agent.update.guard = DeviceGuard(agent.update.optimizer, agent.device)
     with NoHostReads():
-        agent.update.run(batch, 2)
+        agent.update.epoch(batch)
         agent.measure(batch)
+    assert not agent.update.guard.failed_since()
+
+
+@pytest.mark.parametrize("cls", [PPO, BPO, R2VPO])
+def test_the_guard_of_a_gpu(cls):
+    """Nothing is asked in the loop: after the step that is not finite none is taken, and then its term is named."""
+    agent = cls("MlpPolicy", "Pendulum-v1", n_steps=256, batch_size=32, n_epochs=3, seed=0)
+    agent.update.guard = DeviceGuard(agent.update.optimizer, agent.device)
+    batch, plain, states = collected(agent, 256), agent.update.loss, []
+
+    def loss(part):
+        states.append([p.detach().clone() for p in agent.policy.parameters()])
+        value, info = plain(part)
+        if (part["returns"] == batch["returns"][100]).any():
+            return value * th.nan, {**info, "value_loss": info["value_loss"] * th.nan}
+        return value, info
+
+    agent.update.loss = loss
+    with pytest.raises(NonFiniteError, match="The term 'value_loss' of the loss is nan"):
+        agent.update.run(batch, 3)
+    last = [p.detach() for p in agent.policy.parameters()]
+    met = next(i for i, state in enumerate(states) if all(map(th.equal, state, last)))
+    assert met < 8  # in the first epoch of eight steps, and from there on nothing moved
+    assert all(all(map(th.equal, state, last)) for state in states[met:])
+    assert all(p.isfinite().all() for p in last)
 
 
 def test_the_watch_sees_host_reads():
