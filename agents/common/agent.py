@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pathlib
+import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
@@ -15,7 +16,7 @@ import torch as th
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import GymEnv
-from stable_baselines3.common.utils import set_random_seed
+from stable_baselines3.common.utils import get_system_info, set_random_seed
 
 from .atomic import replace_file
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -95,14 +96,14 @@ class Agent(BaseAlgorithm):
         :param env: environment to go on with; it is wrapped in the training's ``VecNormalize`` where there was one
         :param custom_objects: attributes to take from here instead of from the file
         :param print_system_info: print on what system it was saved, and this one
-        :param force_reset: let ``learn`` reset the environment first
+        :param force_reset: as in SB3; the environment is reset in any case, for its state is in checkpoints
         :param trust: also read files of SB3 itself, which run code that the file chooses
         :param kwargs: attributes to set otherwise than in the file
         :raises ModelFileError: for a file that is no model of this class, damaged, or asks for trust
         """
+        file = read_model(path, device, custom_objects, trust)
         if print_system_info:
             _print_system_info(path)
-        file = read_model(path, device, custom_objects, trust)
         return build_model(cls, file, env, device, force_reset, **kwargs)
 
     def save_checkpoint(self, folder: str | os.PathLike[str], keep: int = 2, score: float | None = None) -> Checkpoint:
@@ -125,16 +126,20 @@ class Agent(BaseAlgorithm):
     def _setup_learn(
         self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any
     ) -> tuple[int, BaseCallback]:
+        if self.on_nonfinite not in ("stop", "skip"):
+            raise ValueError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}.")
         total_timesteps, self._skipped_in_a_row = int(total_timesteps), {}
         if reset_num_timesteps:
             self._schedule_total = self._threads = None
         noise = getattr(self, "action_noise", None)
         if self._schedule_total is not None and self._last_obs is not None and noise is not None:
             self.action_noise = None  # a resumed training's noise goes on as it was, and is not reset
-        with watched(self.env):
-            result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
-        if noise is not None and self.action_noise is None:
-            self.action_noise = noise
+        try:
+            with watched(self.env):
+                result = super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+        finally:
+            if noise is not None and self.action_noise is None:
+                self.action_noise = noise
         self._total_timesteps = max(self._total_timesteps, self._schedule_total or 0)
         return result
 
@@ -154,8 +159,6 @@ class Agent(BaseAlgorithm):
                 error.save_report(folder)
             if self.on_nonfinite == "stop" or in_a_row > SKIPS:
                 raise
-            if self.on_nonfinite != "skip":
-                raise ValueError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}.") from error
             logger.warning("%s at step %d, which is skipped.", error.culprit, error.step)
             self._skipped += 1
             self.logger.record("train/skipped", self._skipped)
@@ -189,14 +192,8 @@ class Agent(BaseAlgorithm):
 
 def _print_system_info(path: Any) -> None:
     """SB3's two paragraphs."""
-    import zipfile
-
-    from stable_baselines3.common.utils import get_system_info
-
     print("== CURRENT SYSTEM INFO ==")
     get_system_info()
     with zipfile.ZipFile(path if isinstance(path, io.BufferedIOBase) else with_suffix(path)) as archive:
         print("== SAVED MODEL SYSTEM INFO ==")
         print(archive.read("system_info.txt").decode())
-    if isinstance(path, io.BufferedIOBase):
-        path.seek(0)
