@@ -163,3 +163,25 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         "libqt5core5a libqt5gui5, or, without Qt, pip install gym==0.26.2 cffi and pip install --no-deps gym3 "
         "procgen-mirror==0.10.7."
     )
+
+
+def test_openai_game_goes_on_from_its_state() -> None:
+    """The wheel's own state call, over several ends of episodes and through plain data."""
+    if not installed("procgen", "gym3", "gym"):
+        pytest.skip("OpenAI's build is not installed (pip install --no-deps gym3 procgen-mirror==0.10.7)")
+    first, second = (OpenAIProcgen(None, env_name="bigfish", distribution_mode="easy", num_levels=0) for _ in range(2))
+    first.reset(seed=3)
+    second.reset(seed=9)
+    actions = np.random.default_rng(0).integers(15, size=900)
+
+    def go(env: OpenAIProcgen, action: int) -> tuple[np.ndarray, float, bool]:
+        picture, reward, ended, *_ = env.step(action)
+        return env.reset()[0] if ended else picture, reward, ended
+
+    ends = [go(first, action)[2] for action in actions[:377]]
+    assert sum(ends) > 1
+    second.resume_from(first.resumable_state())
+    for action in actions[377:]:
+        ours, theirs = go(first, action), go(second, action)
+        np.testing.assert_array_equal(ours[0], theirs[0])
+        assert ours[1:] == theirs[1:]
