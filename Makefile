@@ -28,10 +28,10 @@ train: $(VENV)/base
 	@echo "Curves: $(BIN)/tensorboard --logdir $(OUT)   then open the address it prints."
 
 test: $(VENV)/dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto
 
 slow: $(VENV)/dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -n auto -m slow
 
 lint: $(VENV)/dev
 	$(BIN)/ruff check .
