@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import time
 import timeit
 from collections.abc import Callable, Iterator
@@ -83,7 +84,7 @@ def _make(name: str) -> Any:
     from tether.envs import make_vec
 
     arguments = preset(name, ENV)
-    if "learning_starts" in arguments:
+    if "buffer_size" in inspect.signature(agent_class(name).__init__).parameters:
         arguments = merge(arguments, {"learning_starts": 500, "buffer_size": FULL})
     env = make_vec(ENV, arguments.get("n_envs", 1), seed=0, halves=True)
     return agent_class(name)("MlpPolicy", env, seed=0, device="cpu", **build_arguments(name, arguments))

@@ -64,26 +64,30 @@ def _flat_arrays(batch: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[s
 # ---------------------------------------------------------------------- what comes from environments
 
 
+SQUARE_OF_LARGEST = 1e76  # of float32, about
+
+
 def check_finite(values: Any, name: str, step: int, first: int = 0) -> None:
     """Raise :class:`NonFiniteError` if a value of one environment of the vector is not finite.
 
-    :param values: array (n_envs, ...) of floats, or a mapping of such arrays (dict observations)
+    :param values: array (n_envs, ...) of floats, or a dict of such arrays
     :param name: what the values are, in the singular ("reward", "observation", "action")
     :param step: env steps taken so far, for the message
     :param first: number of the first environment in ``values``
     """
-    if isinstance(values, Mapping):
+    if isinstance(values, dict):
         for key, part in values.items():
             check_finite(part, f"{name} '{key}'", step, first)
         return
     if values.dtype.kind != "f":
         return
-    if values.dtype == np.float64:
-        with np.errstate(over="ignore"):
-            values = values.astype(np.float32)  # in which it is stored: what is too large for that is not finite
     flat = values.ravel()
-    # The dot product is one call and finite only if all are; when it overflows, the values themselves are asked.
-    if math.isfinite(np.vdot(flat, flat)) or np.isfinite(flat).all():
+    # One call, whose result is small only if all values are; where it is not, the values themselves are asked.
+    if np.vdot(flat, flat) < SQUARE_OF_LARGEST:
+        return
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32)  # in which they are stored: what is too large for that is not finite
+    if np.isfinite(values).all():
         return
     env = int(np.argwhere(~np.isfinite(values))[0][0])
     bad = np.ravel(values[env])[~np.isfinite(np.ravel(values[env]))][0]
