@@ -49,7 +49,7 @@ def safety(out: Path | None, rounds: int, seconds: float, command: str) -> str:
 
 def _measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
     model = _make(name)
-    model.learn(2 * _chunk(model))
+    model.learn(max(600, 2 * _chunk(model)))
     begun = time.perf_counter()
     model.learn(_chunk(model), reset_num_timesteps=False)
     chunks = max(1, round(seconds / (time.perf_counter() - begun)))
@@ -77,7 +77,7 @@ def _measure(name: str, rounds: int, seconds: float) -> dict[str, Any]:
 
 def _chunk(model: Any) -> int:
     """Steps that make whole iterations."""
-    return model.n_steps * model.n_envs if hasattr(model, "n_steps") else 500
+    return model.n_steps * model.n_envs if hasattr(model, "rollout") else 50
 
 
 def _make(name: str) -> Any:
