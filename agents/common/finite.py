@@ -83,7 +83,7 @@ def check_finite(values: Any, name: str, step: int, first: int = 0) -> None:
         return
     flat = values.ravel()
     # One call, whose result is small only if all values are; where it is not, the values themselves are asked.
-    if np.vdot(flat, flat) < SQUARE_OF_LARGEST:
+    if float(np.vdot(flat, flat)) < SQUARE_OF_LARGEST:  # not in float32, in which the limit is infinite
         return
     with np.errstate(over="ignore"):
         values = values.astype(np.float32)  # in which they are stored: what is too large for that is not finite
