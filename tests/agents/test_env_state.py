@@ -22,7 +22,7 @@ from tether.envs import make_vec
 READ = """
 HalfCheetah-v5 Ant-v5 Humanoid-v5 Hopper-v4 Walker2d-v5 Swimmer-v5 Pusher-v5 Reacher-v5 InvertedDoublePendulum-v5
 dm_control/cartpole-swingup-v0 dm_control/reacher-easy-v0 dm_control/humanoid-walk-v0 dm_control/quadruped-escape-v0
-CartPole-v1 Pendulum-v1 Acrobot-v1 MountainCar-v0 FrozenLake-v1 Taxi-v3
+CartPole-v1 Pendulum-v1 Acrobot-v1 MountainCar-v0 FrozenLake-v1 Taxi-v4
 AdroitHandDoor-v1 FetchReach-v4 PointMaze_UMaze-v3
 cube-single-play-singletask-task1-v0 antmaze-medium-navigate-singletask-task1-v0
 Sepsis/ICU-Sepsis-v2
