@@ -30,8 +30,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 
 from .atomic import publish_folder, remove_folder
 from .blocks import BlockStore, DamagedError
-from .env_state import NoStateError, env_state, give_space, restore_env_state, take_space
+from .env_state import env_state, restore_env_state
 from .finite import check_weights
+from .known_objects import NoStateError, give_space, take_space
 from .model_file import ModelFileError, build_model, read_model, set_normalizer, write_model
 from .plain import Arrays, PlainDataError, decode, encode
 from .replay_state import blocks_of, end_last_trajectory, read_replay_buffer, write_replay_buffer

@@ -14,7 +14,6 @@ import hashlib
 import io
 import logging
 import pathlib
-import random
 import re
 import threading
 import types
@@ -27,16 +26,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from stable_baselines3.common.monitor import Monitor, ResultsWriter
-from stable_baselines3.common.vec_env import SubprocVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecMonitor
 
+from .known_objects import KNOWN, NoStateError, make_generator, speaks_for_itself
 from .plain import Arrays, PlainDataError, encode
-
-
-class NoStateError(ValueError):
-    """An environment whose state cannot be taken or given back; the message names the object in the way."""
 
 
 class Resumable(gym.Wrapper, gym.utils.RecordConstructorArgs):
@@ -72,7 +67,6 @@ _LEFT_OUT = frozenset({
 })  # fmt: skip
 _WINDOWS = frozenset({"viewer", "screen", "clock", "_named", "_contexts"})  # left out where they are objects
 CONSTANT = 2**24  # bytes; larger arrays are tables, which are compared and not saved
-_ASSETS = re.compile(r"(mesh|tex|skin|name|path|text|bvh|oct)_|names|paths")  # of a model: large, and no task changes them
 
 
 def env_state(env: Any) -> Any:
@@ -93,7 +87,7 @@ def restore_env_state(env: Any, state: Any) -> None:
     :param env: is reset first
     :raises NoStateError: if the two do not match; nothing was written then
     """
-    if hasattr(env, "reset") and not _speaks_for_itself(env):
+    if hasattr(env, "reset") and not speaks_for_itself(env):
         env.reset()  # what an environment makes at its first reset must be there
     giving = _Giving()
     giving.give(env, state, type(env).__name__)
@@ -102,10 +96,6 @@ def restore_env_state(env: Any, state: Any) -> None:
             write()
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
             raise NoStateError(f"{path} does not take the state ({error}).") from error
-
-
-def _speaks_for_itself(thing: Any) -> bool:
-    return hasattr(type(thing), "resumable_state")
 
 
 class _Taking:
@@ -143,7 +133,7 @@ class _Taking:
         return {"value": thing}
 
     def _describe(self, thing: Any, path: str) -> dict[str, Any]:
-        for matches, read, _ in _SPECIAL:
+        for matches, read, _ in KNOWN:
             if matches(thing):
                 return {"special": read(thing)}
         if isinstance(thing, np.ndarray) and thing.dtype != object:
@@ -196,7 +186,7 @@ class _Giving:
 
     def _put(self, thing: Any, state: Any, path: str) -> None:
         if "special" in state:
-            write = next((write for matches, _, write in _SPECIAL if matches(thing)), None)
+            write = next((write for matches, _, write in KNOWN if matches(thing)), None)
             if write is None:
                 raise NoStateError(f"{path} is {type(thing).__name__} here and was another object where the state was taken.")
             self.writes.append((path, functools.partial(write, thing, state["special"])))
@@ -240,7 +230,7 @@ class _Giving:
             # A number, a word, or a container that is not there yet.
             self.writes.append((path, lambda: holder.__setitem__(key, state["value"])))
         elif present is None and "special" in state:
-            made = _make_generator(state["special"])
+            made = make_generator(state["special"])
             if made is None:
                 raise NoStateError(f"{path} is missing here, and was there where the state was taken.")
             self.writes.append((path, lambda: holder.__setitem__(key, made)))
@@ -331,149 +321,3 @@ def _overwrite(present: Any, value: Any) -> None:
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).data).hexdigest()
-
-
-# ---------------------------------------------------------------------- objects of which we know what is in them
-
-
-def _take_generator(generator: np.random.Generator) -> Any:
-    return {"generator": generator.bit_generator.state}
-
-
-def _give_generator(generator: np.random.Generator, state: Any) -> None:
-    generator.bit_generator.state = state["generator"]
-
-
-def _make_generator(state: Any) -> np.random.Generator | None:
-    """A generator in a state, where there is none yet."""
-    if not isinstance(state, dict) or "generator" not in state:
-        return None
-    kind = {"PCG64": np.random.PCG64, "MT19937": np.random.MT19937, "Philox": np.random.Philox, "SFC64": np.random.SFC64}
-    made = np.random.Generator(kind[state["generator"]["bit_generator"]]())
-    _give_generator(made, state)
-    return made
-
-
-def take_space(space: spaces.Space) -> Any:
-    """A space's random generator and those of its parts; everything else in it is constant."""
-    parts = space.values() if isinstance(space, spaces.Dict) else space if isinstance(space, spaces.Tuple) else ()
-    own = None if space._np_random is None else _take_generator(space._np_random)
-    return {"random": own, "parts": [take_space(part) for part in parts]}
-
-
-def give_space(space: spaces.Space, state: Any) -> None:
-    """Put back what :func:`take_space` took."""
-    parts = space.values() if isinstance(space, spaces.Dict) else space if isinstance(space, spaces.Tuple) else ()
-    if state["random"] is None:
-        space._np_random = None  # type: ignore[assignment]
-    else:
-        _give_generator(space.np_random, state["random"])
-    for part, own in zip(parts, state["parts"], strict=True):
-        give_space(part, own)
-
-
-def _arrays_of(thing: Any) -> dict[str, np.ndarray]:
-    """Arrays of a MuJoCo structure that have the same size at every step, by name."""
-    names = _ARRAY_NAMES.get(type(thing))
-    if names is None:
-        names = [name for name in dir(thing) if not name.startswith(("_", "efc_")) and not _ASSETS.match(name)]
-        names = _ARRAY_NAMES[type(thing)] = [n for n in names if isinstance(getattr(thing, n), np.ndarray)]
-    return {name: getattr(thing, name) for name in names}
-
-
-_ARRAY_NAMES: dict[type, list[str]] = {}
-
-
-def _is_mujoco(thing: Any, name: str) -> bool:
-    return type(thing).__name__ == name and type(thing).__module__.startswith("mujoco.")
-
-
-def _take_data(data: Any) -> Any:
-    """What the next step starts from, and every array derived from the last one: rewards read them before it."""
-    import mujoco
-
-    part = mujoco.mjtState.mjSTATE_INTEGRATION
-    state = np.zeros(mujoco.mj_stateSize(data.model, part))
-    mujoco.mj_getState(data.model, data, state, part)
-    arrays = {name: array.copy() for name, array in _arrays_of(data).items() if array.size and array.dtype.kind == "f"}
-    return {"integration": state, "arrays": arrays}
-
-
-def _give_data(data: Any, state: Any) -> None:
-    import mujoco
-
-    part = mujoco.mjtState.mjSTATE_INTEGRATION
-    mujoco.mj_setState(data.model, data, state["integration"], part)
-    mujoco.mj_forward(data.model, data)  # contacts and constraints, whose number differs from step to step
-    mujoco.mj_setState(data.model, data, state["integration"], part)  # with the warm start as it was
-    _give_arrays(data, state["arrays"])
-
-
-def _give_arrays(thing: Any, arrays: dict[str, np.ndarray]) -> None:
-    """Numbers alone are written: what is an index must be equal, because MuJoCo looks nothing up twice."""
-    present = _arrays_of(thing)
-    for name, array in arrays.items():
-        if present[name].dtype.kind == "f" and present[name].shape == array.shape:
-            present[name][...] = array
-
-
-def _take_model(model: Any) -> Any:
-    """Sizes, masses, places: tasks draw some of them anew at every reset."""
-    arrays = {name: array.copy() for name, array in _arrays_of(model).items() if array.size}
-    whole = b"".join(arrays.pop(name).tobytes() for name in sorted(arrays) if arrays[name].dtype.kind != "f")
-    return {"arrays": arrays, "indices": hashlib.sha256(whole).hexdigest()}
-
-
-def _give_model(model: Any, state: Any) -> None:
-    if _take_model(model)["indices"] != state["indices"]:
-        raise NoStateError("The environment's MuJoCo model is another than where the state was taken.")
-    _give_arrays(model, state["arrays"])
-
-
-def _take_atari(game: Any) -> Any:
-    return {"atari": game.cloneState(include_rng=True).__getstate__()}
-
-
-def _give_atari(game: Any, state: Any) -> None:
-    from ale_py import ALEState
-
-    game.restoreState(ALEState(state["atari"]))
-
-
-def _refuse_mute(env: SubprocVecEnv) -> None:
-    if not env.has_attr("resumable_state"):
-        raise NoStateError("SubprocVecEnv's environments live in other processes: make them with wrapper_class=Resumable.")
-
-
-def _take_subproc(env: SubprocVecEnv) -> Any:
-    _refuse_mute(env)
-    return {"envs": env.env_method("resumable_state"), "seeds": list(env._seeds), "options": list(env._options)}
-
-
-def _give_subproc(env: SubprocVecEnv, state: Any) -> None:
-    _refuse_mute(env)
-    env.reset()
-    for i, own in enumerate(state["envs"]):
-        env.env_method("resume_from", own, indices=[i])
-    env._seeds, env._options = list(state["seeds"]), list(state["options"])
-
-
-_SPECIAL: list[tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[[Any, Any], None]]] = [
-    (_speaks_for_itself, lambda x: x.resumable_state(), lambda x, state: x.resume_from(state)),
-    (lambda x: isinstance(x, SubprocVecEnv), _take_subproc, _give_subproc),
-    (lambda x: type(x).__name__ == "ALEInterface", _take_atari, _give_atari),
-    (lambda x: isinstance(x, np.random.Generator), _take_generator, _give_generator),
-    (
-        lambda x: isinstance(x, np.random.RandomState),
-        lambda x: {"legacy": x.get_state(legacy=False)},
-        lambda x, state: x.set_state(state["legacy"]),
-    ),
-    (
-        lambda x: isinstance(x, random.Random),
-        lambda x: {"python": x.getstate()},
-        lambda x, state: x.setstate(state["python"]),
-    ),
-    (lambda x: isinstance(x, spaces.Space), take_space, give_space),
-    (lambda x: _is_mujoco(x, "MjData"), _take_data, _give_data),
-    (lambda x: _is_mujoco(x, "MjModel"), _take_model, _give_model),
-]

@@ -14,7 +14,8 @@ from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from tether.agents.common.env_state import NoStateError, env_state, restore_env_state
+from tether.agents.common.env_state import env_state, restore_env_state
+from tether.agents.common.known_objects import NoStateError
 from tether.agents.common.plain import Arrays, decode, encode
 from tether.envs import make_vec
 
