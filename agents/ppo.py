@@ -131,6 +131,10 @@ class PPO(MinibatchAgent):
         ranges = {"clip_range": self.clip_range, "clip_range_vf": self.clip_range_vf}
         return {key: FloatSchedule(value)(progress) for key, value in ranges.items() if value is not None}
 
+    def standardized(self, advantages: th.Tensor) -> th.Tensor:
+        """(A - mean) / (std + 1e-8) over the minibatch (B,), where ``normalize_advantage`` says so."""
+        return (advantages - advantages.mean()) / (advantages.std() + 1e-8) if self.normalize_advantage else advantages
+
     def policy_loss(self, ratio: th.Tensor, advantages: th.Tensor, clip_range: th.Tensor) -> th.Tensor:
         """-L^CLIP = -mean min(rho A, clip(rho, 1 - eps, 1 + eps) A); eq. 7.
 
@@ -157,12 +161,9 @@ class PPO(MinibatchAgent):
 
     def loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """-L^CLIP + c_v L^V - c_e H; eq. 9 (the paper maximises its negative)."""
-        advantages = batch["advantages"]
-        if self.normalize_advantage:
-            advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
         distribution, values = self.policy.evaluate_at(batch["observations"])
         ratio = th.exp(distribution.log_prob(batch["actions"]) - batch["old_log_prob"])
-        policy_loss = self.policy_loss(ratio, advantages, batch["clip_range"])
+        policy_loss = self.policy_loss(ratio, self.standardized(batch["advantages"]), batch["clip_range"])
         value_loss = self.value_loss(values, batch)
         loss = policy_loss + self.vf_coef * value_loss
         if self.ent_coef:
@@ -173,6 +174,10 @@ class PPO(MinibatchAgent):
         """mean |rho - 1|, twice the total variation from pi_old, beside eps, at which a sample stops to push."""
         eps = self.schedules()["clip_range"]
         return (ratio - 1.0).abs().mean(), th.tensor(eps, device=ratio.device)
+
+    def violations(self, ratio: th.Tensor) -> dict[str, th.Tensor]:
+        """Share of the samples whose ratio lies beyond the clip range."""
+        return {"clip_fraction": ((ratio - 1.0).abs() > self.schedules()["clip_range"]).float().mean()}
 
     def after_epoch(self, batch: Batch, info: dict[str, th.Tensor]) -> bool:
         """Whether the update left the neighbourhood that ``target_kl`` allows."""

@@ -15,15 +15,15 @@ class MinibatchAgent(OnPolicyAgent):
     """An on-policy agent that trains policy and value together; it adds :meth:`loss` and :meth:`trust_region`.
 
     :param n_steps: steps per environment and iteration
-    :param batch_size: samples a gradient step; must divide ``n_steps * n_envs``
+    :param batch_size: samples a gradient step; must divide ``n_steps * n_envs``; None: an eighth of these
     :param n_epochs: passes over the rollout
     :param kwargs: the other arguments of :class:`OnPolicyAgent`
     """
 
     update: Update
 
-    def __init__(self, policy: Any, env: Any, *, batch_size: int, n_epochs: int, **kwargs: Any) -> None:
-        if batch_size < 2:
+    def __init__(self, policy: Any, env: Any, *, batch_size: int | None, n_epochs: int, **kwargs: Any) -> None:
+        if batch_size is not None and batch_size < 2:
             raise ValueError(f"batch_size must be at least 2 (advantages are normalised by their spread), not {batch_size}.")
         if n_epochs < 1:
             raise ValueError(f"n_epochs must be at least 1, not {n_epochs}.")
@@ -32,18 +32,30 @@ class MinibatchAgent(OnPolicyAgent):
 
     def _setup_model(self) -> None:
         samples = self.n_steps * self.n_envs
-        if self.env is not None and samples % self.batch_size:
+        size = self.minibatch_size()
+        if self.env is not None and (samples % size or size < 2):
             raise ValueError(
-                f"batch_size={self.batch_size} does not divide the rollout of n_steps * n_envs = {self.n_steps} * "
-                f"{self.n_envs} = {samples} samples: choose a divisor, so that every sample is used as often."
+                f"batch_size={size} does not divide the rollout of n_steps * n_envs = {self.n_steps} * "
+                f"{self.n_envs} = {samples} samples: choose a divisor, above 1, so that every sample is used as often."
             )
         super()._setup_model()
         optimizer = self.policy.optimizer
-        self.update = Update(self.loss, optimizer, self.batch_size, self.max_grad_norm, self.policy, self.compile_loss)
+        self.update = Update(
+            self.loss, optimizer, size, self.max_grad_norm, self.policy, self.compile_loss, self.gradient_groups()
+        )
+
+    def minibatch_size(self) -> int:
+        """Samples of a gradient step."""
+        samples = self.n_steps * self.n_envs
+        return self.batch_size or max((n for n in range(2, samples // 8 + 1) if samples % n == 0), default=1)
 
     def samples_per_step(self) -> int:
         """The minibatch."""
-        return self.batch_size
+        return self.minibatch_size()
+
+    def gradient_groups(self) -> dict[str, list[th.nn.Parameter]]:
+        """Parameters whose gradients' norms are logged by name, beside the norm of all."""
+        return {}
 
     @abstractmethod
     def loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
@@ -57,6 +69,10 @@ class MinibatchAgent(OnPolicyAgent):
     def trust_region(self, ratio: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Size of the step, from the ratios pi / pi_old of the whole rollout (N,), and what bounds it."""
 
+    def violations(self, ratio: th.Tensor) -> dict[str, th.Tensor]:
+        """Further scalars for the log that say how often the ratios (N,) left the trust region."""
+        return {}
+
     def after_epoch(self, batch: Batch, info: dict[str, th.Tensor]) -> bool:
         """Called after every epoch with the whole rollout and the epoch's means; True ends the update."""
         return False
@@ -66,16 +82,17 @@ class MinibatchAgent(OnPolicyAgent):
 
     def train(self) -> None:
         """``n_epochs`` passes over the rollout."""
-        self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         schedules = {key: th.tensor(value, device=self.device) for key, value in self.schedules().items()}
-        batch = self._rollout_batch() | schedules
+        batch = self._rollout_batch() | schedules  # in evaluation mode, as it was collected
+        self.policy.set_training_mode(True)
 
         def after_epoch(means: dict[str, th.Tensor]) -> bool:
             self._n_updates += 1
             return self.after_epoch(batch, means)
 
         info = self.update.run(batch, self.n_epochs, after_epoch)
+        self.policy.set_training_mode(False)
         measured = self.measure(batch)
         self.after_update(measured)
         self._record_update(info | measured | schedules, batch)
@@ -95,4 +112,5 @@ class MinibatchAgent(OnPolicyAgent):
             "entropy_loss": -entropy.mean(),
             "trust_region": size,
             "trust_region_bound": bound,
+            **self.violations(ratio),
         }

@@ -269,13 +269,12 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
         return actions
 
     @th.no_grad()
-    def _value_rollout(self) -> tuple[th.Tensor, th.Tensor]:
-        """Values and advantages of the rollout, from one batched evaluation of the value network.
+    def _advantages(self, values: th.Tensor) -> th.Tensor:
+        """Advantages of the rollout (T * E,), in units of the scaled reward.
 
-        :return: values (T, E) and advantages (T, E), float32, on the device, in units of the scaled reward
+        :param values: V of its observations (T * E,)
         """
         rollout = self.rollout
-        values = in_chunks(self.policy.values_at, self._standardize(rollout.flat_observations()))
         last = self._values(self._last_obs)
         rewards = th.as_tensor(rollout.rewards, device=self.device)
         dones = th.as_tensor(rollout.dones, device=self.device)
@@ -287,7 +286,7 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
             rewards[list(steps), list(envs)] += self.gamma * self._values(stacked(observations))
         values = values.reshape(rewards.shape)
         with_last = th.cat([values, last[None]])
-        return values, generalized_advantage(rewards, with_last, dones, self.gamma, self.gae_lambda)
+        return generalized_advantage(rewards, with_last, dones, self.gamma, self.gae_lambda).flatten()
 
     def _values(self, observations: Any) -> th.Tensor:
         """V (n,) of raw observations from the host."""
@@ -309,17 +308,28 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
         observations (N, *obs) standardised, actions (N, *act) unclipped, old_log_prob, old_values, advantages and
         returns = advantages + old_values, (N,) each.
         """
-        values, advantages = (x.flatten() for x in self._value_rollout())
         observations = self._standardize(self.rollout.flat_observations())
         actions = self.rollout.flat_actions()
+        log_prob, values = self._evaluate_rollout(observations, actions)
+        advantages = self._advantages(values)
         return {
             "observations": observations,
             "actions": actions,
-            "old_log_prob": self._evaluate(observations, actions)[0],
+            "old_log_prob": log_prob,
             "old_values": values,
             "advantages": advantages,
             "returns": advantages + values,
         }
+
+    def _evaluate_rollout(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """log pi(actions) and V, (N,) each, in one pass: an encoder that both share is evaluated once."""
+
+        def evaluate(part: Batch) -> th.Tensor:
+            distribution, values = self.policy.evaluate_at(part["observations"])
+            return th.stack([distribution.log_prob(part["actions"]), values], dim=1)
+
+        log_prob, values = in_chunks(evaluate, {"observations": observations, "actions": actions}).unbind(1)
+        return log_prob, values
 
     def _evaluate(self, observations: Any, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """log pi(actions) and entropy, (N,) each, for the whole rollout."""

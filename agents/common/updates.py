@@ -50,8 +50,9 @@ def in_chunks(function: Callable[[Any], th.Tensor], batch: Any, size: int = 4096
 
 
 def mean_of(infos: list[dict[str, th.Tensor]]) -> dict[str, th.Tensor]:
-    """Means of named scalars."""
-    return {key: th.stack([info[key].detach() for info in infos]).mean() for key in infos[0]}
+    """Means of named scalars; the largest of those whose name ends in ``_max``."""
+    stacked = {key: th.stack([info[key].detach() for info in infos]) for key in infos[0]}
+    return {key: values.max() if key.endswith("_max") else values.mean() for key, values in stacked.items()}
 
 
 def side_by_side(first: Callable[[], T], second: Callable[[], T], threads: bool) -> tuple[T, T]:
@@ -68,6 +69,10 @@ def side_by_side(first: Callable[[], T], second: Callable[[], T], threads: bool)
         return first(), other.result()
 
 
+def _norm_of_gradients(parameters: list[th.nn.Parameter]) -> th.Tensor:
+    return th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 class Update:
     """Minimises one loss over a rollout.
 
@@ -78,6 +83,7 @@ class Update:
     :param max_grad_norm: gradients are clipped to this global norm; None: they are not
     :param network: whose parameters the finite guard names
     :param compile_loss: run the loss through ``torch.compile``
+    :param groups: parameters whose gradients' norm, before clipping, is logged as ``grad_norm_<name>``
     """
 
     def __init__(
@@ -88,7 +94,9 @@ class Update:
         max_grad_norm: float | None,
         network: th.nn.Module,
         compile_loss: bool = False,
+        groups: dict[str, list[th.nn.Parameter]] | None = None,
     ) -> None:
+        self.groups = groups or {}
         self.loss: Loss = CompiledCall(loss) if compile_loss else loss
         self.optimizer = optimizer
         self.batch_size, self.max_grad_norm = batch_size, max_grad_norm
@@ -129,7 +137,7 @@ class Update:
             self.optimizer.zero_grad(set_to_none=True)
             loss, info = self.loss(part)
             loss.backward()
-            norm = th.nn.utils.get_total_norm([p.grad for _, p in self.named if p.grad is not None])
+            norm = _norm_of_gradients([p for _, p in self.named])
             check_step(loss, norm, info, part, self.named)
         raise NonFiniteError("A loss or gradient of the update is not finite", ADVICE, batch=batch)
 
@@ -145,7 +153,8 @@ class Update:
         infos = []
         for part in parts:
             loss, info = self.loss(part)
-            infos.append({**info, "grad_norm": self.step(loss, info, part)})
+            norm = self.step(loss, info, part)
+            infos.append({**info, "grad_norm": norm, **self._group_norms})
         return mean_of(infos)
 
     def step(self, loss: th.Tensor, info: dict[str, th.Tensor], batch: Batch) -> th.Tensor:
@@ -155,6 +164,7 @@ class Update:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._group_norms = {f"grad_norm_{name}": _norm_of_gradients(group) for name, group in self.groups.items()}
         if isinstance(self.optimizer, FlatAdam):
             gradients = [self.optimizer.gather()]
             norm = gradients[0].norm()

@@ -134,7 +134,8 @@ def value(agent, observation):
 def test_bootstrapping_at_time_limits(truncate, time_limits):
     """The last step of an episode: r + gamma V(terminal) - V only where a time limit cut it and the switch says so."""
     agent = rollout_of(DummyVecEnv([lambda: Ramp(truncate=truncate)]), time_limits=time_limits)
-    values, advantages = (x.numpy() for x in agent._value_rollout())
+    batch = agent._rollout_batch()
+    values, advantages = (batch[key].reshape(-1, 1).numpy() for key in ("old_values", "advantages"))
     assert agent.rollout.flat_observations()[:5].flatten().tolist() == [0.0, 1.0, 2.0, 3.0, 0.0]
     assert values[2, 0] == pytest.approx(value(agent, 2.0), abs=1e-6)
     bootstrap = 0.9 * value(agent, 4.0) if truncate and time_limits == "correct" else 0.0
