@@ -29,24 +29,6 @@ from .common.updates import Batch
 from .common.value_distributions import value_distribution
 from .ppo import PPO
 
-# What the paper compares, as arguments of one class.
-VARIANTS: dict[str, dict[str, Any]] = {
-    "hyper++": {},
-    "hyper++-poincare": {"geometry": "poincare"},
-    "s-rym": {
-        "geometry": "poincare", "poincare_head": "points", "regularization": "spectral_norm", "scaling": "constant",
-        "activation": "relu", "value_loss": "mse", "n_epochs": 3,
-    },
-    "unregularized": {
-        "geometry": "poincare", "poincare_head": "points", "regularization": "none", "scaling": "none",
-        "activation": "relu", "value_loss": "mse", "n_epochs": 3,
-    },
-    "euclidean": {
-        "geometry": "euclidean", "regularization": "none", "scaling": "none", "activation": "relu", "value_loss": "mse",
-        "n_epochs": 3,
-    },
-}  # fmt: skip
-
 
 class HyperPolicy(NormalizedActorCriticPolicy):
     """An actor and a critic head on one :class:`Embedding`.
@@ -152,7 +134,7 @@ class HyperMultiInputPolicy(HyperPolicy):
 class HyperPPO(PPO):
     """PPO with hyperbolic actor and critic heads; with no argument but policy and environment, Hyper++ for ProcGen.
 
-    ``HyperPPO("CnnPolicy", env, **VARIANTS["s-rym"])`` and the like are what the paper compares it with: Hyper+S-RYM,
+    ``HyperPPO("CnnPolicy", env, **HyperPPO.VARIANTS["s-rym"])`` and the like are what the paper compares it with: Hyper+S-RYM,
     the hyperbolic agent without regularisation, and Euclidean PPO. In two points all differ from the authors' code:
     advantages are computed once an iteration and not once an epoch (there only the last value's bootstrap changes), and
     actions of other than discrete kinds are taken too (a box's mean is then the head's output; not in the paper).
@@ -197,6 +179,24 @@ class HyperPPO(PPO):
     :raises ValueError: for an argument outside its range, in one sentence
     :raises ModuleNotFoundError: for ``poincare_head="points"`` without geoopt
     """
+
+    # What the paper compares, as arguments of this class.
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "hyper++": {},
+        "hyper++-poincare": {"geometry": "poincare"},
+        "s-rym": {
+            "geometry": "poincare", "poincare_head": "points", "regularization": "spectral_norm", "scaling": "constant",
+            "activation": "relu", "value_loss": "mse", "n_epochs": 3,
+        },
+        "unregularized": {
+            "geometry": "poincare", "poincare_head": "points", "regularization": "none", "scaling": "none",
+            "activation": "relu", "value_loss": "mse", "n_epochs": 3,
+        },
+        "euclidean": {
+            "geometry": "euclidean", "regularization": "none", "scaling": "none", "activation": "relu",
+            "value_loss": "mse", "n_epochs": 3,
+        },
+    }  # fmt: skip
 
     policy: HyperPolicy
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {

@@ -169,6 +169,11 @@ def resolve_backend(env_id: str, n_envs: int = 1, backend: str = "auto", env_kwa
     return "envpool"
 
 
+def unseen_arguments(env_id: str) -> Mapping[str, Any] | None:
+    """Arguments for `make_env` with which generalisation is measured: all levels of a ProcGen game; None elsewhere."""
+    return _suite_of(env_id).unseen
+
+
 def _suite_of(env_id: str) -> Suite:
     return next(suite for suite in SUITES if suite.owns(env_id))
 

@@ -158,4 +158,4 @@ def _pool(env_id: str) -> PoolTask | None:
     return PoolTask(_pool_id(match), agrees=True, arguments=_ARGUMENTS, config=_LEVELS)
 
 
-SUITE = Suite("procgen", owns=_owns, ids=_ids, make=_make, pool=_pool)
+SUITE = Suite("procgen", owns=_owns, ids=_ids, make=_make, pool=_pool, unseen={"num_levels": 0, "start_level": 0})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -18,6 +19,7 @@ from tether.agents.common.agent import Agent
 from tether.agents.common.finite import ADVICE, NonFiniteError, check_finite
 from tether.agents.common.model_file import write_model
 from tether.agents.common.rollout import stacked
+from tether.agents.common.workers import close
 
 from .evaluate import Evaluation, evaluate
 from .interrupts import Stop
@@ -25,6 +27,7 @@ from .logs import write_configuration, write_now
 from .manifest import write_atomically
 
 COLUMNS = ("timesteps", "mean_reward", "std_reward", "mean_cost", "ep_length", "episodes")
+UNSEEN_COLUMNS = ("unseen_mean_reward", "unseen_std_reward")  # where training does not see all levels
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
@@ -41,13 +44,26 @@ class EvaluationCallback(BaseCallback):
     :param env: evaluation environment; a ``VecNormalize`` follows the statistics of the training environment's
     :param folder: of the run
     :param every: env steps between evaluations
-    :param episodes: whole episodes per evaluation, deterministic actions
+    :param episodes: whole episodes per evaluation
     :param seed: an evaluation's episodes follow from it and the step, so that a resumed run evaluates as an uninterrupted one
+    :param deterministic: take the likeliest actions, and do not sample
+    :param unseen: a second environment, of what training does not see
     """
 
-    def __init__(self, env: VecEnv, folder: Path, every: int, episodes: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        env: VecEnv,
+        folder: Path,
+        every: int,
+        episodes: int,
+        seed: int = 0,
+        deterministic: bool = True,
+        unseen: VecEnv | None = None,
+    ) -> None:
         super().__init__()
         self.env, self.folder, self.every, self.episodes, self.seed = env, folder, every, episodes, seed
+        self.deterministic, self.unseen = deterministic, unseen
+        self.columns = COLUMNS if unseen is None else COLUMNS + UNSEEN_COLUMNS
 
     def _init_callback(self) -> None:
         done = self.model.num_timesteps
@@ -70,26 +86,44 @@ class EvaluationCallback(BaseCallback):
 
     def evaluate(self) -> None:
         """Evaluate now, write the row, and keep the model if it is the best so far."""
-        normalizer = self.model.get_vec_normalize_env()
-        if normalizer is not None:
-            assert isinstance(self.env, VecNormalize)
-            self.env.obs_rms = copy.deepcopy(normalizer.obs_rms)
         step = self.model.num_timesteps
-        self.env.seed(self.seed + step)
-        result = evaluate(self.model, self.env, self.episodes)
-        self.rows.append({"timesteps": step, **result.row})
+        result = self._episodes_of(self.env, step)
+        row, logged = {"timesteps": step, **result.row}, _logged(result)
+        if self.unseen is not None:
+            unseen = self._episodes_of(self.unseen, step)
+            row |= {"unseen_mean_reward": unseen.row["mean_reward"], "unseen_std_reward": unseen.row["std_reward"]}
+            logged["eval/unseen_mean_reward"] = float(unseen.returns.mean())
+        self.rows.append(row)
         self._write()
-        write_now(self.logger, _logged(result), step)
+        write_now(self.logger, logged, step)
         if result.returns.mean() > self.best:
             self.best = float(result.returns.mean())
             write_model(self.model, self.folder / "best_model.zip")
+
+    def _episodes_of(self, env: VecEnv, step: int) -> Evaluation:
+        """Evaluate in one environment; training's own random numbers stay as they are."""
+        normalizer = self.model.get_vec_normalize_env()
+        if normalizer is not None:
+            assert isinstance(env, VecNormalize)
+            env.obs_rms = copy.deepcopy(normalizer.obs_rms)
+        env.seed(self.seed + step)
+        device = self.model.device
+        with th.random.fork_rng([device] if device.type == "cuda" else []):
+            th.manual_seed(self.seed + step)
+            return evaluate(self.model, env, self.episodes, self.deterministic)
+
+    def close(self) -> None:
+        """Close the environments."""
+        for env in (self.env, self.unseen):
+            if env is not None:
+                close(env)
 
     def latest(self) -> float | None:
         """Mean return of the last evaluation, if there was one."""
         return float(self.rows[-1]["mean_reward"]) if self.rows else None
 
     def _write(self) -> None:
-        lines = [",".join(COLUMNS), *(",".join(str(row[c]) for c in COLUMNS) for row in self.rows)]
+        lines = [",".join(self.columns), *(",".join(str(row[c]) for c in self.columns) for row in self.rows)]
         write_atomically(self.folder / "evaluations.csv", "\n".join(lines) + "\n")
 
 

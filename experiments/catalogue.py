@@ -12,6 +12,11 @@ if TYPE_CHECKING:
 
 OURS = {
     "BPO": "tether.agents:BPO",
+    "HyperPPO": "tether.agents:HyperPPO",
+    "HyperPPO-Poincare": "tether.agents:HyperPPO",
+    "HyperPPO-SRYM": "tether.agents:HyperPPO",
+    "HyperPPO-Unregularized": "tether.agents:HyperPPO",
+    "HyperPPO-Euclidean": "tether.agents:HyperPPO",
     "MDPO": "tether.agents:MDPO",
     "OffPolicyMDPO": "tether.agents:OffPolicyMDPO",
     "PPO": "tether.agents:PPO",
@@ -27,6 +32,14 @@ PEERS = {
     "TQC": "sb3_contrib:TQC",
 }
 AGENTS = OURS | PEERS
+
+# Names of a class with other arguments: they have its presets, and over these an entry of its VARIANTS.
+VARIANTS = {
+    "HyperPPO-Poincare": ("HyperPPO", "hyper++-poincare"),
+    "HyperPPO-SRYM": ("HyperPPO", "s-rym"),
+    "HyperPPO-Unregularized": ("HyperPPO", "unregularized"),
+    "HyperPPO-Euclidean": ("HyperPPO", "euclidean"),
+}
 
 
 def canonical_name(name: str) -> str:

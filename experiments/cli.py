@@ -67,6 +67,11 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--episodes", type=_whole, default=20, metavar="N")
     p.add_argument("--seed", type=int, default=1_000_000, metavar="K")
     p.add_argument("--trust", action="store_true", help="read SB3's own files, which run code that their author chose")
+    p.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="the likeliest actions, or sampled ones (default: as the run)",
+    )
     p.add_argument("--video", type=Path, metavar="FILE.mp4", help="film one more episode")
     p.set_defaults(run=_evaluate)
 
@@ -154,9 +159,13 @@ def _evaluate(args: argparse.Namespace) -> int:
     if args.video is not None and args.video.suffix != ".mp4":
         raise UsageError(f"--video takes a name that ends in .mp4, not '{args.video}'.")
     trained = load_trained(args.source, args.env, trust=args.trust)
-    env = trained.make_env(min(args.episodes, 10), args.seed)
-    print(f"{type(trained.model).__name__} on {trained.env_id}\n{summary(evaluate(trained.model, env, args.episodes))}")
-    env.close()
+    deterministic = trained.deterministic if args.deterministic is None else args.deterministic
+    how = "" if deterministic else ", sampled actions"
+    for where, arguments in trained.worlds():
+        env = trained.make_env(min(args.episodes, 10), args.seed, **arguments)
+        print(f"{type(trained.model).__name__} on {trained.env_id}{where}{how}")
+        print(summary(evaluate(trained.model, env, args.episodes, deterministic), trained.env_id))
+        env.close()
     if args.video is not None:
         print(f"{args.video}: {record_video(trained, args.video, args.seed)} frames")
     return 0
@@ -194,15 +203,17 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from .catalogue import AGENTS, OURS
+    from .catalogue import AGENTS, OURS, VARIANTS
     from .presets import read_presets
 
     if args.what == "agents":
         for name, place in AGENTS.items():
-            print(f"{name:16s} {'Tether' if name in OURS else 'peer':8s} {place.replace(':', '.')}")
+            print(f"{name:24s} {'Tether' if name in OURS else 'peer':8s} {place.replace(':', '.')}")
     elif args.what == "presets":
         for name in AGENTS:
-            print(f"{name:16s} {', '.join(read_presets(name)) or 'the class defaults'}")
+            base, variant = VARIANTS.get(name, (name, None))
+            own = ", ".join(read_presets(base)) or "the class defaults"
+            print(f"{name:24s} {own if variant is None else f'those of {base}, with its variant {variant}'}")
     else:
         from tether.envs import list_envs
 

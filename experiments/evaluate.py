@@ -79,6 +79,7 @@ class Trained:
     """A trained agent, and what it takes to make environments for it.
 
     :param env_kwargs: as in training
+    :param deterministic: whether its run was evaluated without noise
     :param file: what was read, with the ``VecNormalize`` it was trained in
     """
 
@@ -86,6 +87,16 @@ class Trained:
     env_id: str
     env_kwargs: dict[str, Any]
     file: ModelFile
+    deterministic: bool = True
+
+    def worlds(self) -> list[tuple[str, dict[str, Any]]]:
+        """Where to evaluate, in words and as arguments of the environment: as in training, and on what it did not see."""
+        from tether.envs import unseen_arguments
+
+        unseen = unseen_arguments(self.env_id)
+        if unseen is None or unseen.items() <= self.env_kwargs.items():
+            return [("", {})]
+        return [(" as in training", {}), (f" with {', '.join(f'{k}={v}' for k, v in unseen.items())}", dict(unseen))]
 
     def make_env(self, n_envs: int, seed: int, **kwargs: Any) -> VecEnv:
         """A vector environment whose observations are normalised as in training, its rewards left raw.
@@ -146,7 +157,14 @@ def load_trained(source: Path, env_id: str | None = None, device: str = "auto", 
         raise UsageError(f"{path} cannot be read as a model of {name} ({first_line(error)}).") from error
     config = manifest["config"] if manifest else {}
     same_env = manifest is not None and env_id in (None, manifest["env"])
-    return Trained(model, env_id or config["env"], config.get("env_kwargs") or {} if same_env else {}, file)
+    env_id, env_kwargs = env_id or config["env"], config.get("env_kwargs") or {} if same_env else {}
+    deterministic = manifest["deterministic"] if manifest and same_env else acts_deterministically(env_id)
+    return Trained(model, env_id, env_kwargs, file, deterministic)
+
+
+def acts_deterministically(env_id: str) -> bool:
+    """Whether policies are evaluated by their likeliest actions: everywhere but on ProcGen, whose papers sample."""
+    return not env_id.startswith("procgen/")
 
 
 def _saved_agent(path: Path, file: ModelFile) -> str:
@@ -169,8 +187,10 @@ def _saved_agent(path: Path, file: ModelFile) -> str:
     return max(fitting, key=lambda name: fitting[name])
 
 
-def summary(result: Evaluation) -> str:
-    """Mean, standard deviation, IQM and its 95 % bootstrap interval, in one line (two where there are costs)."""
+def summary(result: Evaluation, env_id: str) -> str:
+    """Mean, standard deviation, IQM and its 95 % bootstrap interval in a line; further ones for costs and scores."""
+    from .scores import normalized
+
     episodes = f"{len(result.returns)} episode{'s' if len(result.returns) > 1 else ''}"
     lines = [
         f"return over {episodes}: mean {result.returns.mean():.1f} (std {result.returns.std():.1f}), "
@@ -178,6 +198,9 @@ def summary(result: Evaluation) -> str:
     ]
     if result.costs is not None:
         lines.append(f"cost: mean {result.costs.mean():.2f}, {_iqm_in_words(result.costs, 2)}")
+    scores = normalized(env_id, result.returns)
+    if scores is not None:
+        lines.append(f"normalised score: mean {scores.mean():.3f}, {_iqm_in_words(scores, 3)}")
     return "\n".join(lines)
 
 

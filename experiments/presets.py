@@ -13,11 +13,13 @@ from typing import Any
 
 import yaml
 
-from .catalogue import agent_class, canonical_name
+from .catalogue import VARIANTS, agent_class, canonical_name
 from .errors import UsageError, nearest
 
 # Keys of a preset that the training command takes itself.
-RUN_KEYS: dict[str, Any] = {"policy": str, "n_envs": int, "normalize": bool, "steps": int, "noise_std": float}
+RUN_KEYS: dict[str, Any] = {
+    "policy": str, "n_envs": int, "normalize": bool, "steps": int, "noise_std": float, "deterministic": bool,
+}  # fmt: skip
 # Arguments of the constructor that a run sets, not a preset.
 RESERVED = {"self", "policy", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model"}
 
@@ -76,11 +78,13 @@ def read_presets(agent: str) -> dict[str, dict[str, Any]]:
 
 def preset(agent: str, env_id: str) -> dict[str, Any]:
     """The arguments for an agent on an env: default, then the suite's, then the env's own, later ones winning."""
-    presets = read_presets(canonical_name(agent))
+    name = canonical_name(agent)
+    base, variant = VARIANTS.get(name, (name, None))
+    presets = read_presets(base)
     merged: dict[str, Any] = {}
     for key in ("default", suite_of(env_id), re.sub(r"-v\d+$", "", env_id), env_id):
         merged.update(presets.get(key, {}))
-    return merged
+    return merged if variant is None else merged | agent_class(base).VARIANTS[variant]  # type: ignore[attr-defined]
 
 
 def parse_assignments(pairs: list[str], option: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import yaml
 from tether.envs.envpool_vec import available_cores
 
 from .catalogue import canonical_name
+from .diagnostics import export_diagnostics
 from .errors import UsageError, nearest
 from .interrupts import stoppable
 from .manifest import write_json
@@ -158,8 +159,9 @@ class Job:
 
 
 def export(folder: Path, target: Path, study: str) -> None:
-    """Copy a finished run's evaluations and manifest to ``target`` (a CSV) and the JSON beside it."""
+    """Copy a finished run's evaluations to ``target`` (a CSV), its manifest and diagnostics beside it."""
     target.parent.mkdir(parents=True, exist_ok=True)
+    export_diagnostics(folder, target)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     write_json(target.with_suffix(".json"), {**manifest, "study": study})
     beside = target.with_name(f".{target.name}.new")

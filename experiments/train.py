@@ -157,9 +157,15 @@ class _Run:
         self.folder = config.folder
         self.manifest = {
             "agent": config.agent, "env": config.env, "seed": config.seed, "steps": config.steps, "status": "running",
-            "timesteps": 0, "wall_seconds": 0.0, "deterministic": True, "config": identity, "command": command,
+            "timesteps": 0, "wall_seconds": 0.0, "deterministic": self._deterministic(), "config": identity, "command": command,
             **describe(),
         }  # fmt: skip
+
+    def _deterministic(self) -> bool:
+        """Whether evaluations take the likeliest actions."""
+        from .evaluate import acts_deterministically
+
+        return bool(self.arguments.get("deterministic", acts_deterministically(self.config.env)))
 
     def execute(self, previous: dict[str, Any] | None, rollbacks: int = 0) -> RunResult:
         """Build everything, train, and leave the folder complete.
@@ -263,7 +269,7 @@ class _Run:
 
     def _learn(self, model: BaseAlgorithm) -> RunResult:
         from tether.agents.common.model_file import write_model
-        from tether.agents.common.workers import close, watched
+        from tether.agents.common.workers import watched
 
         from .logs import make_logger
 
@@ -293,7 +299,7 @@ class _Run:
             raise
         finally:
             model.logger.close()
-            close(evaluation.env)
+            evaluation.close()
         if at_rest:
             write_model(model, self.folder / "model.zip")
         self._update_manifest(status, self._reached(model), seconds)
@@ -310,14 +316,22 @@ class _Run:
         self, model: BaseAlgorithm, clock: Callable[[], float]
     ) -> tuple[EvaluationCallback, CheckpointCallback, StopCallback, list[BaseCallback]]:
         from tether.agents import CheckpointCallback
+        from tether.envs import unseen_arguments
 
         from .callbacks import ConfigurationCallback, CostCallback, EvaluationCallback, FiniteCallback, StopCallback
 
         config = self.config
         assert config.eval_every is not None
-        evaluation_env = self._make_evaluation_env(model)
-        seed = config.seed + 10_000
-        evaluation = EvaluationCallback(evaluation_env, self.folder, config.eval_every, config.eval_episodes, seed)
+        unseen = unseen_arguments(config.env)
+        evaluation = EvaluationCallback(
+            self._make_evaluation_env(model, config.env_kwargs),
+            self.folder,
+            config.eval_every,
+            config.eval_episodes,
+            config.seed + 10_000,
+            self._deterministic(),
+            None if unseen is None else self._make_evaluation_env(model, {**config.env_kwargs, **unseen}),
+        )
 
         def note_checkpoint(checkpoint: Checkpoint) -> None:
             self.manifest["checkpoint_seconds"] = round(clock(), 2)
@@ -335,7 +349,7 @@ class _Run:
         configuration = ConfigurationCallback(hparams, "".join(f"    {line}\n" for line in text.splitlines()))
         return evaluation, checkpoint, stopper, [*guard, CostCallback(), configuration]
 
-    def _make_evaluation_env(self, model: BaseAlgorithm) -> VecEnv:
+    def _make_evaluation_env(self, model: BaseAlgorithm, env_kwargs: dict[str, Any]) -> VecEnv:
         from stable_baselines3.common.vec_env import VecNormalize
 
         from tether.envs import make_vec
@@ -345,7 +359,7 @@ class _Run:
             n_envs=min(self.config.eval_episodes, 10),
             backend="auto" if self.config.backend == "subproc" else self.config.backend,
             seed=self.config.seed + 10_000,
-            env_kwargs=self.config.env_kwargs or None,
+            env_kwargs=env_kwargs or None,
         )
         if model.get_vec_normalize_env() is not None:
             env = VecNormalize(env, training=False, norm_reward=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from .advantages import generalized_advantage
 from .agent import Agent
 from .finite import check_finite, check_finite_info
+from .memory import freed_memory_kept
 from .normalization import RewardScaler
 from .parts import Part, parts_of
 from .policies import NormalizedActorCriticPolicy
@@ -375,7 +376,8 @@ class OnPolicyAgent(Agent, OnPolicyAlgorithm):
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        with self._torch_threads(self.samples_per_step()):
+        convolutions = self.device.type == "cpu" and any(isinstance(m, th.nn.Conv2d) for m in self.policy.modules())
+        with self._torch_threads(self.samples_per_step()), freed_memory_kept() if convolutions else nullcontext():
             callback.on_training_start(locals(), globals())
             # A rollout that a callback interrupted is finished in any case, as it would have been without.
             while self.num_timesteps < total_timesteps or self._position:

@@ -42,7 +42,9 @@ def head(cls, z, r, c=1.0):
 
 
 def close(value, expected, atol=5e-9):
-    assert th.allclose(th.as_tensor(value, dtype=th.float64), th.tensor(expected, dtype=th.float64), rtol=0.0, atol=atol), value
+    assert th.allclose(th.as_tensor(value, dtype=th.float64), th.tensor(expected, dtype=th.float64), rtol=0.0, atol=atol), (
+        value
+    )
 
 
 class TestMaps:
@@ -255,6 +257,6 @@ def test_riemannian_adam_takes_the_specified_step():
     z, z_gradient = layer.weight.detach().clone(), layer.weight.grad.clone()
     optimizer.step()
     riemannian = gradient / conformal_factor(p).square()
-    size = (conformal_factor(p) * riemannian.norm(dim=-1, keepdim=True))  # sqrt of <g, g>_p; the corrections cancel
+    size = conformal_factor(p) * riemannian.norm(dim=-1, keepdim=True)  # sqrt of <g, g>_p; the corrections cancel
     assert th.allclose(layer.bias.detach(), p - 0.01 * riemannian / (size + 1e-5), atol=1e-12)
     assert th.allclose(layer.weight.detach(), z - 0.01 * z_gradient / (z_gradient.abs() + 1e-5), atol=1e-12)
