@@ -253,7 +253,9 @@ class BPO(MinibatchAgent):
         """
         return optimal_ratio(returns - baseline.detach(), self.lambda_, batch["lowest_ratio"], batch["highest_ratio"])
 
-    def policy_loss(self, ratio: th.Tensor, target: th.Tensor, returns: th.Tensor, values: th.Tensor) -> th.Tensor:
+    def policy_loss(
+        self, ratio: th.Tensor, target: th.Tensor, returns: th.Tensor, values: th.Tensor
+    ) -> th.Tensor:
         """L_P = mean[ (|R - V| + alpha) |rho - rho*| ]; eq. 16, the advantage-weighted total variation.
 
         The weight has the mean advantage, the target the median one: the two may differ in sign, which follows from the

@@ -155,7 +155,9 @@ class R2VPO(MinibatchAgent):
         """nu, a scalar."""
         return self.dual.value
 
-    def policy_loss(self, log_ratio: th.Tensor, advantages: th.Tensor, multiplier: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def policy_loss(
+        self, log_ratio: th.Tensor, advantages: th.Tensor, multiplier: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor]:
         """L(theta; nu) = -mean(rho A) + nu ( mean((rho - 1)^2) - delta ), and the second moment in it.
 
         The second moment about 1 and not the batch variance, which would not see a drift common to all samples. The

@@ -1,9 +1,9 @@
 """RL-Zoo: one call makes its train, enjoy, plot and Optuna scripts know our agents.
 
-import tether.agents.zoo
-tether.agents.zoo.register()
-from rl_zoo3.train import train
-train()                            # python train_tether.py --algo mdpo --env Pendulum-v1 --conf-file my.yml
+    import tether.agents.zoo
+    tether.agents.zoo.register()
+    from rl_zoo3.train import train
+    train()                            # python train_tether.py --algo mdpo --env Pendulum-v1 --conf-file my.yml
 """
 
 from __future__ import annotations

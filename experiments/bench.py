@@ -237,7 +237,9 @@ def _race(env_id: str, racers: list[_Contestant], rounds: int, seconds: float) -
     physics.env.close()
     for one in racers:
         one.model.get_env().close()
-    rows = {one.name: {"settings": one.settings, "env steps/s": one.rates, "us per env step": one.shares} for one in racers}
+    rows = {
+        one.name: {"settings": one.settings, "env steps/s": one.rates, "us per env step": one.shares} for one in racers
+    }
     return {"env": env_id, "random actions/s": physics.rates, "contestants": rows}
 
 

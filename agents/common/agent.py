@@ -116,8 +116,8 @@ class Agent(BaseAlgorithm):
     ) -> SelfAgent:
         """The agent in the middle of its training, see :func:`~.checkpoint.load_checkpoint`.
 
-        agent = MDPO.load_checkpoint(folder, env)
-        agent.learn(total - agent.num_timesteps, reset_num_timesteps=False)
+            agent = MDPO.load_checkpoint(folder, env)
+            agent.learn(total - agent.num_timesteps, reset_num_timesteps=False)
         """
         return load_checkpoint(cls, pathlib.Path(folder), env, device, **kwargs)
 

@@ -50,7 +50,9 @@ def bregman_discrete(p: th.Tensor, p_old: th.Tensor, q: float) -> th.Tensor:
     return (p * (log_q(p, q) - q * log_q(p_old, q)) + p_old.pow(q)).sum(dim=-1) - 1.0
 
 
-def bregman_gaussian(mean: th.Tensor, std: th.Tensor, mean_old: th.Tensor, std_old: th.Tensor, q: float) -> th.Tensor:
+def bregman_gaussian(
+    mean: th.Tensor, std: th.Tensor, mean_old: th.Tensor, std_old: th.Tensor, q: float
+) -> th.Tensor:
     """B of two one-dimensional normal densities, elementwise, q in (1, 2].
 
     Every term is a Gaussian integral:

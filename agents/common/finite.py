@@ -123,7 +123,9 @@ def check_step(
     raise NonFiniteError(_culprit(loss, terms, named), ADVICE, batch=batch)
 
 
-def _culprit(loss: th.Tensor, terms: Mapping[str, th.Tensor], named: Iterable[tuple[str, th.nn.Parameter]]) -> str:
+def _culprit(
+    loss: th.Tensor, terms: Mapping[str, th.Tensor], named: Iterable[tuple[str, th.nn.Parameter]]
+) -> str:
     for name, value in {**terms, "loss": loss}.items():
         if not bool(value.isfinite().all()):
             return f"The term '{name}' of the loss is {float(value.detach().flatten()[0])}"
@@ -155,7 +157,9 @@ class DeviceGuard:
         return failed
 
 
-def check_finite_info(info: Mapping[str, th.Tensor], step: int, may_be_nan: Collection[str] = ()) -> dict[str, float]:
+def check_finite_info(
+    info: Mapping[str, th.Tensor], step: int, may_be_nan: Collection[str] = ()
+) -> dict[str, float]:
     """Move the scalars of an update to the host in one transfer and check them.
 
     :param info: name -> scalar tensor

@@ -81,7 +81,9 @@ def blocks_of(state: dict[str, Any]) -> list[str]:
     return [name for entry in state["arrays"].values() for name in entry["blocks"]]
 
 
-def _touched(buffer: Any, last: _Written | None, store: BlockStore, steps: int, training: float) -> np.ndarray | None:
+def _touched(
+    buffer: Any, last: _Written | None, store: BlockStore, steps: int, training: float
+) -> np.ndarray | None:
     """Which rows may have been written to since the last time, (buffer_size,) bool; None: any of them."""
     if last is None or type(buffer) not in _SEQUENTIAL or last.folder != store.folder or last.training != training:
         return None

@@ -461,6 +461,8 @@ class TestPublished:
 
 
 def test_reporting_is_light_to_import() -> None:
-    code = "import sys, tether.experiments.report; print({'torch', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules))"
+    code = (
+        "import sys, tether.experiments.report; print({'torch', 'tensorboard', 'matplotlib.pyplot'} & set(sys.modules))"
+    )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"

@@ -1,6 +1,6 @@
 """kill -9 at random moments of real trainings, again and again, and what is left of them.
 
-python -m tests.faults --kills 100 --out results/measured/faults
+    python -m tests.faults --kills 100 --out results/measured/faults
 """
 
 from __future__ import annotations

@@ -105,7 +105,9 @@ class DictIdentity(Identity):
     def __init__(self) -> None:
         super().__init__(spaces.Discrete(3))
         self.inner = self.observation_space
-        self.observation_space = spaces.Dict({"state": spaces.Discrete(3), "noise": spaces.Box(-1.0, 1.0, (2,), np.float32)})
+        self.observation_space = spaces.Dict(
+            {"state": spaces.Discrete(3), "noise": spaces.Box(-1.0, 1.0, (2,), np.float32)}
+        )
 
     def _observe(self):
         self.observed = self.observation_space.sample()
