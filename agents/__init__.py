@@ -8,6 +8,7 @@ from .common.finite import NonFiniteError
 from .common.model_file import ModelFileError
 from .common.plain import register
 from .common.workers import WorkerError
+from .hyper_ddqn import HyperDDQN
 from .hyper_ppo import HyperPPO
 from .mdpo import MDPO
 from .off_policy_mdpo import OffPolicyMDPO
@@ -21,6 +22,7 @@ __all__ = [
     "R2VPO",
     "CheckpointCallback",
     "CheckpointError",
+    "HyperDDQN",
     "HyperPPO",
     "ModelFileError",
     "NonFiniteError",

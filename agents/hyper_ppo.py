@@ -22,8 +22,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from .common.embedding import Embedded, Embedding
-from .common.hyperbolic import conformal_factor, import_geoopt, poincare_exp
-from .common.hyperbolic_heads import ValueHead, check_geometry, make_head
+from .common.flat_adam import FlatAdam
+from .common.hyperbolic_heads import ValueHead, check_geometry, describe, embedding_arguments, make_head, optimizer_for
 from .common.policies import NormalizedActorCriticPolicy
 from .common.updates import Batch
 from .common.value_distributions import value_distribution
@@ -40,6 +40,7 @@ class HyperPolicy(NormalizedActorCriticPolicy):
     :param n_bins: of the value's histogram
     :param value_range: its ends
     :param net_arch: widths of the layers of the trunk for vectors (there are none between x_E and the heads)
+    :param activation_fn: between these layers
     :param features_extractor_kwargs: of :class:`Embedding`
     :param kwargs: of SB3's ActorCriticPolicy
     """
@@ -59,34 +60,30 @@ class HyperPolicy(NormalizedActorCriticPolicy):
         n_bins: int = 51,
         value_range: Sequence[float] = (-10.0, 10.0),
         net_arch: Sequence[int] | None = None,
+        activation_fn: type[nn.Module] = nn.ReLU,
         features_extractor_kwargs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         check_geometry(geometry, poincare_head, curvature)
-        self.geometry, self.poincare_head, self.curvature = geometry, poincare_head, curvature
+        self.heads = {"geometry": geometry, "poincare_head": poincare_head, "curvature": curvature}
         self.value_loss, self.n_bins, self.value_range = value_loss, n_bins, tuple(value_range)
-        embedding = {"curvature": curvature, **(features_extractor_kwargs or {})}
-        if net_arch:
-            embedding["trunk_kwargs"] = {"widths": tuple(net_arch), **embedding.get("trunk_kwargs", {})}
         kwargs.setdefault("features_extractor_class", Embedding)
         kwargs.setdefault("normalize_images", not is_image_space(observation_space))  # the embedding does it on the device
-        if geometry == "poincare" and poincare_head == "points":
-            kwargs.setdefault("optimizer_class", import_geoopt().optim.RiemannianAdam)  # type: ignore[attr-defined]
-            kwargs["optimizer_kwargs"] = {"eps": 1e-5, **(kwargs.get("optimizer_kwargs") or {})}
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
-            **{"net_arch": [], "ortho_init": False, **kwargs, "features_extractor_kwargs": embedding},
+            net_arch=[],
+            ortho_init=False,
+            features_extractor_kwargs=embedding_arguments(features_extractor_kwargs or {}, curvature, net_arch, activation_fn),
+            **optimizer_for(geometry, poincare_head, FlatAdam, kwargs),
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        kind = (self.geometry, self.poincare_head)
         value = value_distribution(self.value_loss, self.n_bins, *self.value_range)
-        latent = self.mlp_extractor.latent_dim_pi, self.mlp_extractor.latent_dim_vf
-        self.action_net = make_head(*kind, latent[0], self.action_net.out_features, self.curvature)  # type: ignore[arg-type]
-        self.value_net = ValueHead(make_head(*kind, latent[1], value.outputs, self.curvature), value)
+        self.action_net = make_head(**self.heads, features=self.features_dim, outputs=self.action_net.out_features)
+        self.value_net = ValueHead(make_head(**self.heads, features=self.features_dim, outputs=value.outputs), value)
         self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def outputs_at(self, observations: Any) -> tuple[Embedded, Any, th.Tensor]:
@@ -96,22 +93,6 @@ class HyperPolicy(NormalizedActorCriticPolicy):
         distribution = self._get_action_dist_from_latent(embedded.x)
         return embedded, distribution, self.value_net.outputs(embedded.x).squeeze(1)
 
-    @th.no_grad()
-    def describe(self, embedded: Embedded) -> dict[str, th.Tensor]:
-        """Scalars for the log: |x_E|, the gate, and the conformal factor of the points in the ball."""
-        x, gate = embedded
-        norm = x.norm(dim=-1)
-        info = {"embedding_norm": norm.mean(), "embedding_norm_max": norm.max()}
-        if self.features_extractor.scaling == "learned":
-            info |= {"gate": gate.mean(), "gate_std": gate.std()}
-        if self.geometry != "euclidean":
-            # The isometry to the ball halves the hyperboloid's distance to the origin.
-            v = x.double() if self.poincare_head == "hyperplanes" else x
-            v = 0.5 * v if self.geometry == "hyperboloid" else v
-            factor = conformal_factor(poincare_exp(v, self.curvature), self.curvature).to(x.dtype)
-            info |= {"conformal_factor": factor.mean(), "conformal_factor_max": factor.max()}
-        return info
-
     def parts(self) -> dict[str, list[nn.Parameter]]:
         """Parameters of the Euclidean encoder and of the heads."""
         encoder = list(self.features_extractor.parameters())
@@ -119,8 +100,8 @@ class HyperPolicy(NormalizedActorCriticPolicy):
         return {"encoder": encoder, "head": [p for p in self.parameters() if id(p) not in own]}
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        names = ("geometry", "poincare_head", "value_loss", "curvature", "n_bins", "value_range")
-        return {**super()._get_constructor_parameters(), **{name: getattr(self, name) for name in names}}
+        values = {name: getattr(self, name) for name in ("value_loss", "n_bins", "value_range")}
+        return {**super()._get_constructor_parameters(), **self.heads, **values}
 
 
 class HyperCnnPolicy(HyperPolicy):
@@ -298,7 +279,7 @@ class HyperPPO(PPO):
         value_loss = self.value_loss(outputs, batch)
         loss = policy_loss - self.ent_coef * distribution.entropy().mean() + self.vf_coef * value_loss
         info = {"policy_gradient_loss": policy_loss, "value_loss": value_loss, "loss": loss}
-        return loss, info | self.policy.describe(embedded)
+        return loss, info | describe(embedded, **self.policy.heads)
 
     def _record_update(self, info: dict[str, th.Tensor], batch: Batch) -> None:
         super()._record_update(info, batch)

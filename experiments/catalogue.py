@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 OURS = {
     "BPO": "tether.agents:BPO",
+    "HyperDDQN": "tether.agents:HyperDDQN",
+    "HyperDDQN-SRYM": "tether.agents:HyperDDQN",
+    "HyperDDQN-Euclidean": "tether.agents:HyperDDQN",
     "HyperPPO": "tether.agents:HyperPPO",
     "HyperPPO-Poincare": "tether.agents:HyperPPO",
     "HyperPPO-SRYM": "tether.agents:HyperPPO",
@@ -35,6 +38,8 @@ AGENTS = OURS | PEERS
 
 # Names of a class with other arguments: they have its presets, and over these an entry of its VARIANTS.
 VARIANTS = {
+    "HyperDDQN-SRYM": ("HyperDDQN", "s-rym"),
+    "HyperDDQN-Euclidean": ("HyperDDQN", "euclidean"),
     "HyperPPO-Poincare": ("HyperPPO", "hyper++-poincare"),
     "HyperPPO-SRYM": ("HyperPPO", "s-rym"),
     "HyperPPO-Unregularized": ("HyperPPO", "unregularized"),

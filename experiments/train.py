@@ -157,8 +157,8 @@ class _Run:
         self.folder = config.folder
         self.manifest = {
             "agent": config.agent, "env": config.env, "seed": config.seed, "steps": config.steps, "status": "running",
-            "timesteps": 0, "wall_seconds": 0.0, "deterministic": self._deterministic(), "config": identity, "command": command,
-            **describe(),
+            "timesteps": 0, "wall_seconds": 0.0, "deterministic": self._deterministic(), "config": identity,
+            "command": command, **describe(),
         }  # fmt: skip
 
     def _deterministic(self) -> bool:

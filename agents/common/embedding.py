@@ -29,10 +29,10 @@ ACTIVATIONS = {"tanh": th.tanh, "relu": th.relu}
 
 
 class Embedded(NamedTuple):
-    """What an :class:`Embedding` makes of a batch: x_E (B, d), and the gate g (B, 1), 1 where there is none."""
+    """What an :class:`Embedding` makes of a batch: x_E (B, d), and the gate g (B, 1), None where there is none."""
 
     x: th.Tensor
-    gate: th.Tensor
+    gate: th.Tensor | None
 
 
 class Embedding(BaseFeaturesExtractor):
@@ -94,8 +94,10 @@ class Embedding(BaseFeaturesExtractor):
     def _make_trunk(self, space: spaces.Space[Any], trunk: str, kwargs: dict[str, Any]) -> tuple[nn.Module, int]:
         """The trunk and the number of its features."""
         if self.images and trunk in ("auto", "impala", "nature"):
-            if "widths" in kwargs:
-                raise ValueError("net_arch is for vectors: give an image trunk's sizes as trunk_kwargs=dict(channels=...).")
+            if "widths" in kwargs or "activation_fn" in kwargs:
+                raise ValueError(
+                    "net_arch and activation_fn are for vectors: an image trunk's sizes are trunk_kwargs=dict(channels=...)."
+                )
             cnn = (NatureCNN if trunk == "nature" else ImpalaCNN)(space.shape[0], **kwargs)  # type: ignore[index]
             with th.no_grad():
                 return cnn, cnn(th.zeros(1, *space.shape)).shape[1]  # type: ignore[misc]
@@ -113,10 +115,10 @@ class Embedding(BaseFeaturesExtractor):
             u = nn.functional.rms_norm(u, (d,), eps=EPSILON)
         t = self.activation(u)
         if self.scaling == "none":
-            return Embedded(t, th.ones_like(t[..., :1]))
+            return Embedded(t, None)
         q = t / math.sqrt(d)
         if self.gate is None:
-            return Embedded(q, th.ones_like(q[..., :1]))
+            return Embedded(q, None)
         gate = self.gate(q).sigmoid()
         return Embedded(gate * self.radius * q, gate)
 

@@ -12,6 +12,7 @@ float64, whatever the type of the features, and give their type back; parameters
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -214,7 +215,7 @@ class BallPointRegression(nn.Module):
         return norm / root * (2.0 * root * inner / ((1.0 - self.c * squared).abs() * norm + 1e-15)).asinh()
 
 
-def import_geoopt() -> object:
+def import_geoopt() -> Any:
     """geoopt, which brings Riemannian Adam.
 
     :raises ModuleNotFoundError: saying how to install it

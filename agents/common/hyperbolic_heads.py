@@ -1,13 +1,23 @@
-"""The heads of the hyperbolic agents: which layer a geometry has, and a value head that gives a value."""
+"""The heads of the hyperbolic agents: which layer and optimiser a geometry has, and a value head that gives a value."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import torch as th
 from torch import nn
 
-from .hyperbolic import BallPointRegression, HyperboloidRegression, PoincareRegression
+from .embedding import Embedded
+from .hyperbolic import (
+    BallPointRegression,
+    HyperboloidRegression,
+    PoincareRegression,
+    conformal_factor,
+    import_geoopt,
+    poincare_exp,
+)
 from .networks import orthogonal
 from .value_distributions import CategoricalValue, ScalarValue
 
@@ -37,6 +47,52 @@ def make_head(geometry: str, poincare_head: str, features: int, outputs: int, cu
     if poincare_head == "points":
         return BallPointRegression(features, outputs, curvature)
     return PoincareRegression(features, outputs, curvature)
+
+
+def optimizer_for(
+    geometry: str, poincare_head: str, default: type[th.optim.Optimizer], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """Arguments of a policy with an optimiser: ``default`` (an Adam), or Riemannian Adam where points lie in the ball.
+
+    :param kwargs: the policy's own arguments, which win
+    """
+    points = geometry == "poincare" and poincare_head == "points"
+    chosen = kwargs.get("optimizer_class") or (import_geoopt().optim.RiemannianAdam if points else default)
+    ours = {"eps": 1e-5} if points else {"eps": 1e-5, "fused": True}
+    if not points and chosen is not default:
+        ours = {}
+    return {**kwargs, "optimizer_class": chosen, "optimizer_kwargs": {**ours, **(kwargs.get("optimizer_kwargs") or {})}}
+
+
+def embedding_arguments(
+    given: dict[str, Any], curvature: float, net_arch: Sequence[int] | None, activation_fn: type[nn.Module]
+) -> dict[str, Any]:
+    """Arguments of an :class:`Embedding` from those that SB3's policies have for networks on vectors.
+
+    :param given: what the user gave for the embedding itself, which wins
+    :param net_arch: widths of the trunk; None leaves them to it
+    """
+    ours: dict[str, Any] = {"widths": tuple(net_arch)} if net_arch else {}
+    if activation_fn is not nn.ReLU:
+        ours["activation_fn"] = activation_fn
+    return {"curvature": curvature, **given, "trunk_kwargs": {**ours, **(given.get("trunk_kwargs") or {})}}
+
+
+@th.no_grad()
+def describe(embedded: Embedded, geometry: str, poincare_head: str, curvature: float) -> dict[str, th.Tensor]:
+    """Scalars for the log: |x_E|, the gate, and the conformal factor of the points in the ball."""
+    x, gate = embedded
+    norm = x.norm(dim=-1)
+    info = {"embedding_norm": norm.mean(), "embedding_norm_max": norm.max()}
+    if gate is not None:
+        info |= {"gate": gate.mean(), "gate_std": gate.std()}
+    if geometry != "euclidean":
+        # The isometry to the ball halves the hyperboloid's distance to the origin.
+        v = x.double() if poincare_head == "hyperplanes" else x
+        v = 0.5 * v if geometry == "hyperboloid" else v
+        factor = conformal_factor(poincare_exp(v, curvature), curvature).to(x.dtype)
+        info |= {"conformal_factor": factor.mean(), "conformal_factor_max": factor.max()}
+    return info
 
 
 class ValueHead(nn.Module):

@@ -54,16 +54,17 @@ class NatureCNN(nn.Sequential):
 
 
 class MLP(nn.Sequential):
-    """Dense layers with ReLU, orthogonal with gain sqrt(2); (B, n) to (B, widths[-1]).
+    """Dense layers, orthogonal with gain sqrt(2); (B, n) to (B, widths[-1]).
 
     :param features: n
     :param widths: of the layers
+    :param activation_fn: after each of them
     """
 
-    def __init__(self, features: int, widths: Sequence[int] = (64, 64)) -> None:
+    def __init__(self, features: int, widths: Sequence[int] = (64, 64), activation_fn: type[nn.Module] = nn.ReLU) -> None:
         layers: list[nn.Module] = [nn.Flatten()]
         for before, after in zip((features, *widths), widths, strict=False):
-            layers += [orthogonal(nn.Linear(before, after)), nn.ReLU()]
+            layers += [orthogonal(nn.Linear(before, after)), activation_fn()]
         super().__init__(*layers)
         self.features = (features, *widths)[-1]
 

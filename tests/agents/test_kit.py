@@ -48,13 +48,13 @@ def test_learns_the_identity_or_refuses_the_space(subject, name):
 
 
 def test_same_seed_same_weights(subject):
-    runs = [subject.make("Pendulum-v1", seed=s).learn(300) for s in (1, 1, 2)]
+    runs = [subject.make(subject.world, seed=s).learn(300) for s in (1, 1, 2)]
     assert th.equal(weights(runs[0]), weights(runs[1]))
     assert not th.equal(weights(runs[0]), weights(runs[2]))
 
 
 def test_save_and_load(subject, tmp_path):
-    env = make_vec_env("Pendulum-v1", 1)
+    env = make_vec_env(subject.world, 1)
     agent = subject.make(env).learn(300)
     agent.save(tmp_path / "model")
     observations = np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32)
@@ -71,7 +71,7 @@ def test_save_and_load(subject, tmp_path):
 
 
 def test_optimizers_are_saved(subject, tmp_path):
-    agent = subject.make("Pendulum-v1").learn(300)
+    agent = subject.make(subject.world).learn(300)
     agent.save(tmp_path / "model")
     loaded = subject.cls.load(tmp_path / "model")
     for name, parameters in agent.get_parameters().items():
@@ -82,14 +82,14 @@ def test_optimizers_are_saved(subject, tmp_path):
 
 
 def test_set_parameters(subject):
-    first, second = subject.make("Pendulum-v1").learn(300), subject.make("Pendulum-v1", seed=5)
+    first, second = subject.make(subject.world).learn(300), subject.make(subject.world, seed=5)
     second.set_parameters(first.get_parameters())
     assert th.equal(weights(first), weights(second))
 
 
 def test_saved_file_keeps_sb3s_layout(subject):
     file = io.BytesIO()
-    subject.make("Pendulum-v1").save(file)
+    subject.make(subject.world).save(file)
     with zipfile.ZipFile(file) as archive:
         assert {"data", "policy.pth", "_stable_baselines3_version"} <= set(archive.namelist())
         data = json.loads(archive.read("data"))
@@ -98,23 +98,23 @@ def test_saved_file_keeps_sb3s_layout(subject):
 
 
 def test_prediction_shapes(subject):
-    agent = subject.make("Pendulum-v1")
+    agent = subject.make(subject.world)
     single, _ = agent.predict(np.zeros(3, np.float32))
     batch, _ = agent.predict(np.zeros((5, 3), np.float32))
-    assert (single.shape, batch.shape) == ((1,), (5, 1))
+    assert (single.shape, batch.shape) == (((), (5,)) if subject.discrete else ((1,), (5, 1)))
     assert np.array_equal(*(agent.predict(np.ones(3, np.float32), deterministic=True)[0] for _ in range(2)))
-    draws = {float(agent.predict(np.ones(3, np.float32))[0][0]) for _ in range(8)}
-    assert len(draws) > 1
+    draws = {float(np.squeeze(agent.predict(np.ones(3, np.float32))[0])) for _ in range(20)}
+    assert len(draws) > 1 or subject.discrete, "actions are sampled; Q-learning explores only while it learns"
 
 
 def test_actions_stay_in_the_box(subject):
-    agent = subject.make("Pendulum-v1").learn(300)
+    agent = subject.make(subject.world).learn(300)
     observations = np.random.default_rng(0).normal(size=(200, 3)).astype(np.float32) * 50
-    assert np.abs(agent.predict(observations)[0]).max() <= 2.0
+    assert np.abs(agent.predict(observations)[0]).max() <= 2.0, "indices of the three torques are below 3"
 
 
 def test_several_environments(subject):
-    agent = subject.make(make_vec_env("Pendulum-v1", 3)).learn(600)
+    agent = subject.make(make_vec_env(subject.world, 3)).learn(600)
     assert agent.num_timesteps >= 600
     assert agent.env.num_envs == 3
 
@@ -133,9 +133,9 @@ def test_images(subject):
 
 
 def test_sb3_callbacks_run_unchanged(subject, tmp_path):
-    agent = subject.make("Pendulum-v1")
+    agent = subject.make(subject.world)
     evaluation = EvalCallback(
-        Monitor(gym.make("Pendulum-v1")), n_eval_episodes=1, eval_freq=150, best_model_save_path=str(tmp_path),
+        Monitor(gym.make(subject.world)), n_eval_episodes=1, eval_freq=150, best_model_save_path=str(tmp_path),
         log_path=str(tmp_path), verbose=0,
     )  # fmt: skip
     checkpoint = CheckpointCallback(150, str(tmp_path), save_replay_buffer="buffer_size" in subject.small)
@@ -147,7 +147,7 @@ def test_sb3_callbacks_run_unchanged(subject, tmp_path):
 
 
 def test_vecnormalize_around_the_environment(subject):
-    env = VecNormalize(make_vec_env("Pendulum-v1", 2))
+    env = VecNormalize(make_vec_env(subject.world, 2))
     agent = subject.make(env).learn(300)
     assert agent.get_vec_normalize_env() is env
     env.training = False
@@ -155,8 +155,8 @@ def test_vecnormalize_around_the_environment(subject):
 
 
 def test_set_env_and_continue(subject):
-    agent = subject.make("Pendulum-v1").learn(150)
-    agent.set_env(DummyVecEnv([lambda: gym.make("Pendulum-v1")]))
+    agent = subject.make(subject.world).learn(150)
+    agent.set_env(DummyVecEnv([lambda: gym.make(subject.world)]))
     agent.learn(150, reset_num_timesteps=False)
     assert agent.num_timesteps >= 256
 
@@ -170,7 +170,7 @@ def test_train_and_eval_mode(subject):
             modes.append(self.training)
             return x.tanh()
 
-    agent = subject.make("Pendulum-v1", policy_kwargs={"net_arch": [16], "activation_fn": Look})
+    agent = subject.make(subject.world, policy_kwargs={"net_arch": [16], "activation_fn": Look})
     agent.predict(np.zeros(3, np.float32))
     assert set(modes) == {False}
     modes.clear()
@@ -181,7 +181,7 @@ def test_train_and_eval_mode(subject):
 def test_tensorboard_and_progress_bar(subject, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    agent = subject.make("Pendulum-v1", tensorboard_log=str(tmp_path))
+    agent = subject.make(subject.world, tensorboard_log=str(tmp_path))
     if hasattr(agent, "anchor_interval"):
         agent.anchor_interval = 100
     agent.learn(850, progress_bar=True)
@@ -189,7 +189,8 @@ def test_tensorboard_and_progress_bar(subject, tmp_path):
     assert folder.name == f"{subject.name}_1"
     events = EventAccumulator(str(folder)).Reload()
     tags = set(events.Tags()["scalars"])
-    assert {"rollout/ep_rew_mean", "train/trust_region", "train/trust_region_bound", "train/learning_rate"} <= tags
+    assert {"rollout/ep_rew_mean", "train/learning_rate"} <= tags
+    assert not subject.trust_region or {"train/trust_region", "train/trust_region_bound"} <= tags
     assert all(np.isfinite(e.value) for tag in tags for e in events.Scalars(tag))
 
 

@@ -70,17 +70,17 @@ def saved(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
 class TestEveryAgent:
     def test_sb3_reads_it(self, subject, tmp_path: Path):
-        agent = subject.make("Pendulum-v1").learn(300)
+        agent = subject.make(subject.world).learn(300)
         agent.save(tmp_path / "it")
         data, params, _ = load_from_zip_file(tmp_path / "it", device="cpu")
         assert data["num_timesteps"] == agent.num_timesteps
         assert set(params) == set(agent.get_parameters())
-        other = subject.make("Pendulum-v1", seed=9)
+        other = subject.make(subject.world, seed=9)
         BaseAlgorithm.set_parameters(other, str(tmp_path / "it.zip"))
         assert difference(everything(agent), everything(other)) == 0.0
 
     def test_nothing_in_it_is_pickled(self, subject, tmp_path: Path):
-        subject.make("Pendulum-v1").learn(300).save(tmp_path / "it")
+        subject.make(subject.world).learn(300).save(tmp_path / "it")
         assert not any(isinstance(value, dict) and ":serialized:" in value for value in data_of(tmp_path / "it.zip").values())
         with zipfile.ZipFile(tmp_path / "it.zip") as archive:
             for name in archive.namelist():
@@ -90,7 +90,7 @@ class TestEveryAgent:
                     assert b"\x80\x04" not in archive.read(name)  # where a pickle begins
 
     def test_sb3_compatible(self, subject, tmp_path: Path):
-        agent = subject.make("Pendulum-v1").learn(300)
+        agent = subject.make(subject.world).learn(300)
         agent.save(tmp_path / "it", sb3_compatible=True)
         theirs = BaseAlgorithm.load.__func__(subject.cls, tmp_path / "it", device="cpu")  # as SB3's own classes load it
         ours = subject.cls.load(tmp_path / "it", device="cpu", trust=True)
@@ -100,7 +100,7 @@ class TestEveryAgent:
             subject.cls.load(tmp_path / "it")
 
     def test_streams(self, subject):
-        agent = subject.make("Pendulum-v1")
+        agent = subject.make(subject.world)
         for compatible in (False, True):
             file = io.BytesIO()
             agent.save(file, sb3_compatible=compatible)

@@ -37,6 +37,8 @@ QUICK = {
 
 def cases():
     for subject, task, backend in itertools.product(SUBJECTS, TASKS, BACKENDS):
+        if subject.discrete and task != "CartPole-v1":
+            continue
         marks = [] if (task, backend) in QUICK else [pytest.mark.slow]
         yield pytest.param(subject, task, backend, marks=marks, id=f"{subject.name}-{task}-{backend}")
 
@@ -146,10 +148,10 @@ def test_resume_in_every_world(world, stops, tmp_path: Path):
 @pytest.mark.parametrize("stop", [256, 512])
 def test_stop_at_the_last_step_of_a_rollout_and_of_the_training(subject, stop, tmp_path: Path):
     """The update that follows must not be lost, although no step is left."""
-    whole = subject.make(vec("Pendulum-v1")).learn(512)
-    agent = subject.make(vec("Pendulum-v1")).learn(512, callback=StopAt(stop))
+    whole = subject.make(vec(subject.world)).learn(512)
+    agent = subject.make(vec(subject.world)).learn(512, callback=StopAt(stop))
     agent.save_checkpoint(tmp_path)
-    agent = subject.cls.load_checkpoint(tmp_path, vec("Pendulum-v1"), device="cpu")
+    agent = subject.cls.load_checkpoint(tmp_path, vec(subject.world), device="cpu")
     agent.learn(512 - agent.num_timesteps, reset_num_timesteps=False)
     assert difference(everything(agent), everything(whole)) == 0.0
 

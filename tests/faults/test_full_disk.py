@@ -60,8 +60,8 @@ def dying_at(call: int) -> Iterator[list[int]]:
         yield counter
 
 
-def agent_of(subject, env_id="Pendulum-v1"):
-    return subject.make(make_vec_env(env_id, 2, seed=1), policy_kwargs={"net_arch": [8]})
+def agent_of(subject):
+    return subject.make(make_vec_env(subject.world, 2, seed=1), policy_kwargs={"net_arch": [8]})
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
@@ -94,13 +94,13 @@ def test_checkpoint(subject, tmp_path: Path):
         except OSError:
             refused += 1
             assert len(list_checkpoints(tmp_path)) == 1
-            loaded = subject.cls.load_checkpoint(tmp_path, make_vec_env("Pendulum-v1", 2), device="cpu")
+            loaded = subject.cls.load_checkpoint(tmp_path, make_vec_env(subject.world, 2), device="cpu")
             assert difference(everything(loaded), before) == 0.0
         else:
             break
     assert refused >= 4
     agent.save_checkpoint(tmp_path)
-    loaded = subject.cls.load_checkpoint(tmp_path, make_vec_env("Pendulum-v1", 2), device="cpu")
+    loaded = subject.cls.load_checkpoint(tmp_path, make_vec_env(subject.world, 2), device="cpu")
     assert difference(everything(loaded), everything(agent)) == 0.0
     assert not list(tmp_path.glob(".*"))
 

@@ -6,8 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
 
-from tether.agents import BPO, MDPO, PPO, R2VPO, OffPolicyMDPO
+from tests.kit.worlds import VecThreeActions
+from tether.agents import BPO, MDPO, PPO, R2VPO, HyperDDQN, HyperPPO, OffPolicyMDPO
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Subject:
     :param small: arguments that make it quick
     :param learns: arguments and env steps with which it solves an identity task
     :param spaces: action spaces it supports; the others of SB3 it must refuse in words
+    :param trust_region: whether it has one, and so logs its size and bound
     """
 
     cls: type
@@ -24,13 +27,26 @@ class Subject:
     learns: dict[str, Any]
     steps: int
     spaces: tuple[type[spaces.Space[Any]], ...] = field(default=(spaces.Box, spaces.Discrete))
+    trust_region: bool = True
 
     @property
     def name(self) -> str:
         return self.cls.__name__
 
+    @property
+    def discrete(self) -> bool:
+        """Whether it takes no boxes as actions."""
+        return spaces.Box not in self.spaces
+
+    @property
+    def world(self) -> str:
+        """An id of Pendulum with actions that it takes."""
+        return "KitTest/ThreeTorques-v0" if self.discrete else "Pendulum-v1"
+
     def make(self, env: Any, policy: str = "MlpPolicy", **kwargs: Any) -> Any:
         """The agent on ``env``, small, on the CPU, seed 0 unless told otherwise."""
+        if self.discrete and isinstance(env, VecEnv) and isinstance(env.action_space, spaces.Box):
+            env = VecThreeActions(env)
         return self.cls(policy, env, **{"seed": 0, "device": "cpu", **self.small, **kwargs})
 
 
@@ -40,6 +56,35 @@ IDENTITY = {"n_steps": 256, "learning_rate": 3e-3, "gamma": 0.5}
 
 SUBJECTS = [
     Subject(BPO, small=SMALL, learns={**IDENTITY, "gae_lambda": 0.5}, steps=6_000, spaces=ALL_SPACES),
+    Subject(
+        HyperPPO,
+        small={"n_steps": 128, "policy_kwargs": {"net_arch": [16]}},
+        learns={"n_steps": 256, "learning_rate": 3e-3, "gamma": 0.5, "n_epochs": 10},
+        steps=6_000,
+        spaces=ALL_SPACES,
+    ),
+    Subject(
+        HyperDDQN,
+        small={
+            "buffer_size": 2_000,
+            "learning_starts": 60,
+            "batch_size": 32,
+            "target_update_interval": 60,
+            "embedding_dim": 8,
+            "policy_kwargs": {"net_arch": [16]},
+        },
+        learns={
+            "learning_starts": 200,
+            "learning_rate": 3e-3,
+            "gamma": 0.5,
+            "train_freq": 1,
+            "batch_size": 64,
+            "exploration_fraction": 0.5,
+        },
+        steps=1_500,
+        spaces=(spaces.Discrete,),
+        trust_region=False,
+    ),
     Subject(PPO, small=SMALL, learns=IDENTITY, steps=6_000, spaces=ALL_SPACES),
     Subject(R2VPO, small=SMALL, learns={**IDENTITY, "delta": 0.1}, steps=6_000, spaces=ALL_SPACES),
     Subject(

@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 
 class Bandit(gym.Env):
@@ -140,4 +141,34 @@ class Mortal(gym.Env):
         return np.zeros(2, np.float32), 0.0, False, self.count % 10 == 0, {}
 
 
+class ThreeTorques(gym.ActionWrapper):
+    """Pendulum for agents of discrete actions: full torque to either side, or none."""
+
+    def __init__(self) -> None:
+        super().__init__(gym.make("Pendulum-v1").unwrapped)
+        self.action_space = spaces.Discrete(3)
+
+    def action(self, action):
+        return np.array([2.0 * (int(action) - 1)], np.float32)
+
+
+class VecThreeActions(VecEnvWrapper):
+    """A vector of environments with one action in a box, for agents of discrete actions: its ends and its middle."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv, action_space=spaces.Discrete(3))
+        box = venv.action_space
+        self.actions = np.stack([box.low, (box.low + box.high) / 2.0, box.high])
+
+    def reset(self):
+        return self.venv.reset()
+
+    def step_async(self, actions):
+        self.venv.step_async(self.actions[actions])
+
+    def step_wait(self):
+        return self.venv.step_wait()
+
+
+gym.register("KitTest/ThreeTorques-v0", "tests.kit.worlds:ThreeTorques", max_episode_steps=200)
 gym.register("FaultTest/Mortal-v0", "tests.kit.worlds:Mortal")
