@@ -68,13 +68,13 @@ class HyperPolicy(NormalizedActorCriticPolicy):
         self.heads = {"geometry": geometry, "poincare_head": poincare_head, "curvature": curvature}
         self.value_loss, self.n_bins, self.value_range = value_loss, n_bins, tuple(value_range)
         kwargs.setdefault("features_extractor_class", Embedding)
+        kwargs.setdefault("ortho_init", False)
         kwargs.setdefault("normalize_images", not is_image_space(observation_space))  # the embedding does it on the device
         super().__init__(
             observation_space,
             action_space,
             lr_schedule,
             net_arch=[],
-            ortho_init=False,
             features_extractor_kwargs=embedding_arguments(features_extractor_kwargs or {}, curvature, net_arch, activation_fn),
             **optimizer_for(geometry, poincare_head, FlatAdam, kwargs),
         )
@@ -101,7 +101,8 @@ class HyperPolicy(NormalizedActorCriticPolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("value_loss", "n_bins", "value_range")}
-        return {**super()._get_constructor_parameters(), **self.heads, **values}
+        # Widths and activation of the trunk are among the arguments of the embedding.
+        return {**super()._get_constructor_parameters(), **self.heads, **values, "activation_fn": nn.ReLU}
 
 
 class HyperCnnPolicy(HyperPolicy):
