@@ -38,11 +38,11 @@ class HyperQNetwork(QNetwork):
     """
 
     features_extractor: Embedding
-    q_net: ValueHead
+    q_net: ValueHead  # type: ignore[assignment]
 
     def __init__(self, *, heads: dict[str, Any], value: ScalarValue | CategoricalValue, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        outputs = int(self.action_space.n) * value.outputs  # type: ignore[attr-defined]
+        outputs = int(self.action_space.n) * value.outputs
         self.q_net = ValueHead(make_head(**heads, features=self.features_dim, outputs=outputs), value)
 
     def outputs(self, observations: PyTorchObs) -> tuple[Embedded, th.Tensor]:
@@ -90,8 +90,8 @@ class HyperDDQNPolicy(DQNPolicy):
         **kwargs: Any,
     ) -> None:
         check_geometry(geometry, poincare_head, curvature)
-        self.heads = {"geometry": geometry, "poincare_head": poincare_head, "curvature": curvature}
-        self.values = {"kind": value_loss, "n_bins": n_bins, "low": value_range[0], "high": value_range[1]}
+        self.heads: dict[str, Any] = {"geometry": geometry, "poincare_head": poincare_head, "curvature": curvature}
+        self.values: dict[str, Any] = {"kind": value_loss, "n_bins": n_bins, "low": value_range[0], "high": value_range[1]}
         images = is_image_space(observation_space)
         embedding = {"trunk": "nature" if images else "auto", "activation": "relu", **(features_extractor_kwargs or {})}
         kwargs.setdefault("features_extractor_class", Embedding)
@@ -125,7 +125,7 @@ class HyperDDQNMultiInputPolicy(HyperDDQNPolicy):
     """The policy for dict observations."""
 
 
-class HyperDDQN(OffPolicyAgent, DQN):  # type: ignore[misc]
+class HyperDDQN(OffPolicyAgent, DQN):
     """Double DQN on hyperbolic heads; with no argument but policy and environment, Hyper++ for Atari.
 
     ``HyperDDQN("CnnPolicy", env, **HyperDDQN.VARIANTS["euclidean"])`` and ``"s-rym"`` are what the paper compares it with.

@@ -46,7 +46,7 @@ class HyperPolicy(NormalizedActorCriticPolicy):
     """
 
     features_extractor: Embedding
-    value_net: ValueHead
+    value_net: ValueHead  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class HyperPolicy(NormalizedActorCriticPolicy):
         **kwargs: Any,
     ) -> None:
         check_geometry(geometry, poincare_head, curvature)
-        self.heads = {"geometry": geometry, "poincare_head": poincare_head, "curvature": curvature}
+        self.heads: dict[str, Any] = {"geometry": geometry, "poincare_head": poincare_head, "curvature": curvature}
         self.value_loss, self.n_bins, self.value_range = value_loss, n_bins, tuple(value_range)
         kwargs.setdefault("features_extractor_class", Embedding)
         kwargs.setdefault("ortho_init", False)
@@ -82,9 +82,10 @@ class HyperPolicy(NormalizedActorCriticPolicy):
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
         value = value_distribution(self.value_loss, self.n_bins, *self.value_range)
-        self.action_net = make_head(**self.heads, features=self.features_dim, outputs=self.action_net.out_features)
+        actions: int = self.action_net.out_features  # type: ignore[assignment]
+        self.action_net = make_head(**self.heads, features=self.features_dim, outputs=actions)
         self.value_net = ValueHead(make_head(**self.heads, features=self.features_dim, outputs=value.outputs), value)
-        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
+        self.optimizer = self.optimizer_class(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)  # type: ignore[call-arg]
 
     def outputs_at(self, observations: Any) -> tuple[Embedded, Any, th.Tensor]:
         """x_E, pi(. | s), and what the value loss takes (B, value.outputs), at standardised observations (B, *obs)."""
