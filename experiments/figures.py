@@ -1,4 +1,4 @@
-"""Learning curves as a picture: a panel per environment, a line per agent."""
+"""Learning curves and trust regions as pictures: a panel per environment, a line per agent."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
+from .diagnostics import Series
 from .runs import FloatArray, Row, Run
 from .statistics import interval, iqm
 
@@ -23,7 +24,14 @@ COLOURS = {
     "GBPO": "#f08a24",
     "R2VPO": "#8b3fd1",
     "PPO": "#4d5560",
-    "HyperPP": "#1a9850",
+    "HyperPPO": "#1a9850",
+    "HyperPPO-Poincare": "#66bd63",
+    "HyperPPO-SRYM": "#3f7fbf",
+    "HyperPPO-Unregularized": "#d73027",
+    "HyperPPO-Euclidean": "#5a6270",
+    "HyperDDQN": "#1a9850",
+    "HyperDDQN-SRYM": "#3f7fbf",
+    "HyperDDQN-Euclidean": "#5a6270",
     "GIRL": "#d6277f",
     "FMQ": "#c79a00",
     "FISOR": "#0f766e",
@@ -105,6 +113,60 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
         picture = BytesIO()
         figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+# What the second picture shows: name in the log, axis, and whether the axis is logarithmic.
+VIOLATIONS = (("clip_fraction", "share of ratios beyond the clip range", False), ("approx_kl", "KL(old || new)", True))
+
+
+def trust_region(rows: Sequence[Row]) -> bytes | None:
+    """A PNG: clip fraction and KL of the updates against steps, means over seeds, and the range between them.
+
+    :return: None where no run logged a clip fraction
+    """
+    drawn = {}
+    for row in sorted((row for row in rows if row.runs), key=prominence):
+        logs = [log for log in (run.diagnostics for run in row.runs) if "clip_fraction" in log]
+        if logs:
+            drawn[row.env, row.label] = (row, logs)
+    if not drawn:
+        return None
+    members = [row for row, _ in drawn.values()]
+    lines = {row.label: line for row, line in zip(members, _lines(members), strict=True)}
+    envs = sorted({env for env, _ in drawn})
+    with matplotlib.rc_context(STYLE):
+        spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
+        figure = Figure(figsize=(4.6 * len(VIOLATIONS) + 0.4, 3.1 * len(envs) + 0.5), dpi=150, layout=spacing)
+        panels = figure.subplots(len(envs), len(VIOLATIONS), squeeze=False)
+        for env, axes in zip(envs, panels, strict=True):
+            axes[0].set_title(env, loc="left", fontsize=11, fontweight="bold")
+            for axis, (key, name, logarithmic) in zip(axes, VIOLATIONS, strict=True):
+                for (of, label), (_, logs) in drawn.items():
+                    if of == env:
+                        _draw_log(axis, logs, key, lines[label])
+                axis.set_yscale("log" if logarithmic else "linear")
+                axis.set_ylabel(name)
+                axis.set_xlabel("steps")
+                axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
+        handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+        picture = BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
+def _draw_log(axis: Axes, logs: Sequence[Series], key: str, line: dict[str, Any]) -> None:
+    """The mean over seeds of what was logged, and the range between them; smoothed over a fortieth of the run."""
+    stop = min(log["timesteps"][-1] for log in logs)
+    start = max(log["timesteps"][0] for log in logs)
+    grid = np.linspace(start, stop, GRID_POINTS)
+    curves = []
+    for log in logs:
+        window = max(1, len(log["timesteps"]) // 40)
+        smooth = np.convolve(np.pad(log[key], (window - 1, 0), mode="edge"), np.ones(window) / window, mode="valid")
+        curves.append(np.interp(grid, log["timesteps"], smooth))
+    axis.plot(grid, np.mean(curves, axis=0), solid_capstyle="round", **line)
+    axis.fill_between(grid, np.min(curves, axis=0), np.max(curves, axis=0), color=line["color"], alpha=0.15, linewidth=0)
 
 
 def _layout(rows: Sequence[Row]) -> tuple[list[tuple[list[str], bool]], int]:

@@ -12,16 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from .figures import format_steps, learning_curves, prominence
+from .figures import format_steps, learning_curves, prominence, trust_region
 from .published import Published, read_published, same_task
 from .runs import FloatArray, Row, Run, RunError, group, load_runs
-from .statistics import Estimate, interval, iqm, probability_of_improvement
+from .scores import normalized, score_range
+from .statistics import Estimate, interval, iqm, probability_of_improvement, stratified_bootstrap
 
 SUMMARY_COLUMNS = (
     *("env", "agent", "steps", "source", "finished", "quantity", "statistic"),
     *("seed", "versus", "value", "low", "high", "runs"),
 )
 FEW_SEEDS = 5
+PICTURES = {
+    "curves.png": "Learning curves: IQM over seeds with 95 % bootstrap bands",
+    "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
+}
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ def report(
 
     :param paths: as `load_runs` takes them; of several copies of a run the one named first counts
     :param published: folder of CSV files with the numbers of papers; None takes `results/published` where it exists
-    :param out: folder to write `report.md`, `summary.csv` and `curves.png` to; None writes nothing
+    :param out: folder to write `report.md`, `summary.csv`, `curves.png` and, where runs logged how their ratios left the
+        clip range, `trust-region.png` to; None writes nothing
     :param envs: only these environments
     :return: the report as Markdown
     :raises RunError: if there is no run, or a file is missing or damaged
@@ -59,12 +65,16 @@ def report(
     papers = read_published(published)
     comparisons = list(_comparisons(rows))
     drawable = any(row.runs for row in rows)
-    text = "\n".join(_document(rows, papers, comparisons, picture=out is not None and drawable))
+    violations = None if out is None else trust_region(rows)
+    pictures = {"curves.png": out is not None and drawable, "trust-region.png": violations is not None}
+    text = "\n".join(_document(rows, papers, comparisons, [name for name, made in pictures.items() if made]))
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
         if drawable:
             _write(folder / "curves.png", learning_curves(rows))
+        if violations is not None:
+            _write(folder / "trust-region.png", violations)
         _write(folder / "summary.csv", _summary(rows, comparisons).encode())
         _write(folder / "report.md", text.encode())
     return text
@@ -74,7 +84,7 @@ def report(
 
 
 def _document(
-    rows: Sequence[Row], papers: Sequence[Published], comparisons: Sequence[Comparison], picture: bool
+    rows: Sequence[Row], papers: Sequence[Published], comparisons: Sequence[Comparison], pictures: Sequence[str]
 ) -> Iterator[str]:
     yield "# Report"
     yield ""
@@ -83,14 +93,17 @@ def _document(
         "over seeds, brackets hold 95 % bootstrap intervals (Agarwal et al. 2021), std is over seeds, and steps/s are "
         "training steps per second of wall time (median over seeds)."
     )
-    if picture:
+    for name in pictures:
         yield ""
-        yield "![Learning curves: IQM over seeds with 95 % bootstrap bands](curves.png)"
+        yield f"![{PICTURES[name]}]({name})"
     for env in sorted({row.env for row in rows}):
         yield ""
         yield f"## {env}"
         yield ""
         yield from _env_section([row for row in rows if row.env == env], [p for p in papers if same_task(p.env, env)])
+    if any(score_range(row.env) for row in rows):
+        yield ""
+        yield from _score_section(rows)
     if comparisons:
         yield ""
         yield from _comparison_section(comparisons)
@@ -102,15 +115,18 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
     """The table of one environment and its footnotes."""
     rows = sorted(rows, key=lambda row: (row.steps, -iqm(row.returns) if row.runs else np.inf))
     with_costs = any(len(row.costs) for row in rows)
+    with_unseen = any(len(row.unseen_returns) for row in rows)
     cited = {(row.agent, row.steps): _cited(row, papers) for row in rows}
     places = {paper.place for found in cited.values() for paper in found}
     header = ["agent", "seeds", "steps", "return (IQM)", "95 % interval", "mean", "std"]
+    header += ["unseen levels (IQM)", "95 % interval"] if with_unseen else []
     header += ["cost (IQM)", "cost, 95 % interval", "mean cost"] if with_costs else []
     header += [f"published ({places.pop()})" if len(places) == 1 else "published"] if any(cited.values()) else []
     header += ["steps/s"]
     body = []
     for row in rows:
         cells = [row.label, str(len(row.runs)), format_steps(row.steps), *_score_cells(row.returns), _std(row.returns)]
+        cells += _score_cells(row.unseen_returns)[:2] if with_unseen else []
         cells += _score_cells(row.costs) if with_costs else []
         cells += [_published_cell(cited[row.agent, row.steps], header)] if any(cited.values()) else []
         cells += [_number(_speed(row))]
@@ -194,6 +210,35 @@ def _progress(run: Run) -> str:
 
 
 # ------------------------------------------------------------------------------------------- across environments
+
+
+def _score_section(rows: Sequence[Row]) -> Iterator[str]:
+    """Normalised scores over all environments that have a scale."""
+    yield "## Normalised scores"
+    yield ""
+    yield (
+        "(R - R_min) / (R_max - R_min) of the final policy, with the constants in `experiments/scores.py`; IQM over all runs "
+        "of all environments, intervals by the bootstrap stratified by environment. Unfinished runs take no part."
+    )
+    scores: dict[tuple[str, int], list[tuple[FloatArray, FloatArray]]] = {}
+    for row in rows:
+        seen, unseen = (normalized(row.env, returns) for returns in (row.returns, row.unseen_returns))
+        if seen is not None and unseen is not None and row.finished:
+            scores.setdefault((row.label, row.steps), []).append((seen, unseen))
+    with_unseen = any(len(unseen) for pairs in scores.values() for _, unseen in pairs)
+    header = ["agent", "steps", "environments", "runs", "as trained (IQM)", "95 % interval"]
+    header += ["unseen levels (IQM)", "95 % interval"] if with_unseen else []
+    body = []
+    for (label, steps), pairs in scores.items():
+        kinds = list(zip(*pairs, strict=True))[: 1 + with_unseen]
+        cells = [label, format_steps(steps), str(len(pairs)), str(sum(len(seen) for seen, _ in pairs))]
+        for tasks in kinds:
+            filled = [task for task in tasks if len(task)]
+            whole = np.concatenate(filled) if filled else np.empty(0)
+            cells += [f"{iqm(whole):.3f}", _interval(*stratified_bootstrap(filled), "{:.3f}")] if filled else ["-", "-"]
+        body.append(cells)
+    yield ""
+    yield from _table(header, body)
 
 
 def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
@@ -318,7 +363,7 @@ def _summary(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
 
 
 def _row_summary(row: Row) -> Iterator[dict[str, Any]]:
-    for quantity, scores in (("return", row.returns), ("cost", row.costs)):
+    for quantity, scores in (("return", row.returns), ("unseen_return", row.unseen_returns), ("cost", row.costs)):
         if not len(scores):
             continue
         for run, score in zip(row.runs, scores, strict=True):

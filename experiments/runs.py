@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .diagnostics import Series, read_diagnostics
 from .errors import UsageError
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
-EXPORTED = re.compile(r"(seed-\d+)\.(csv|json)")
+EXPORTED = re.compile(r"(seed-\d+)\.(csv|json)")  # what lies beside them, such as diagnostics, has longer names
 SEED_FOLDER = re.compile(r"seed-(\d+)")
 SB3_FOLDER = re.compile(r"(.+)_(\d+)")  # SB3 names TensorBoard folders PPO_1, PPO_2, ...
 
@@ -70,6 +71,13 @@ class Run:
     path: Path
     source: str = "evaluation"
     """`"evaluation"`, or `"training"` where only the returns of training episodes were logged."""
+    unseen_reward: FloatArray = field(default_factory=lambda: np.empty(0))
+    """(T,) return on the levels that training does not see, as `mean_reward`; (0,) where there are none."""
+
+    @property
+    def diagnostics(self) -> Series:
+        """What was logged about the trust region, `timesteps` and others (U,) each; empty where nothing was."""
+        return read_diagnostics(self.path)
 
     @property
     def steps(self) -> int:
@@ -122,6 +130,11 @@ class Row:
         return np.array([run.mean_reward[-1] for run in self.runs])
 
     @property
+    def unseen_returns(self) -> FloatArray:
+        """(R,) return of each run on unseen levels at its last evaluation, or (0,) if a run has none."""
+        return np.array([run.unseen_reward[-1] for run in self.runs if len(run.unseen_reward)] or np.empty(0))
+
+    @property
     def costs(self) -> FloatArray:
         """(R,) cost of each run at its last evaluation, or (0,) if a run has none."""
         costs = np.array([run.mean_cost[-1] for run in self.runs])
@@ -130,7 +143,7 @@ class Row:
 
 class _Curve(NamedTuple):
     rows: FloatArray
-    """(T, 4) timesteps, mean_reward, mean_cost, episodes; the last two nan where unknown."""
+    """(T, 5) timesteps, mean_reward, mean_cost, episodes, unseen_mean_reward; the last three nan where unknown."""
     source: str
 
 
@@ -214,7 +227,7 @@ def _read(place: Path) -> Run:
     agent, env, seed = _identity(manifest, place)
     _check(curve, place)
     last = np.diff(curve.rows[:, 0], append=np.inf) > 0  # of several evaluations at one step, the last
-    timesteps, mean_reward, mean_cost, episodes = curve.rows[last].T
+    timesteps, mean_reward, mean_cost, episodes, unseen = curve.rows[last].T
     return Run(
         agent=agent,
         env=env,
@@ -227,6 +240,7 @@ def _read(place: Path) -> Run:
         manifest=manifest,
         path=place,
         source=curve.source,
+        unseen_reward=unseen if np.isfinite(unseen).all() else np.empty(0),
     )
 
 
@@ -265,11 +279,11 @@ def _read_curve(folder: Path) -> _Curve:
         return _read_progress(folder / "progress.csv")
     if _has_events(os.listdir(folder)):
         return _read_events(folder)
-    return _Curve(np.empty((0, 4)), "evaluation")
+    return _Curve(np.empty((0, 5)), "evaluation")
 
 
 def _read_evaluations(path: Path) -> _Curve:
-    names = ("timesteps", "mean_reward", "mean_cost", "episodes")
+    names = ("timesteps", "mean_reward", "mean_cost", "episodes", "unseen_mean_reward")
     columns = _read_csv(path, names)
     for name in names[:2]:
         if name not in columns:
@@ -303,8 +317,8 @@ def _logged_curve(series: Mapping[str, Mapping[float, float]]) -> _Curve:
     """The curve in SB3's log, given as values by step for each name; empty if no return was logged."""
     reward, cost, source = next((names for names in LOGGED if series.get(names[0])), LOGGED[0])
     rewards, costs = series.get(reward, {}), series.get(cost, {})
-    rows = [(step, rewards[step], costs.get(step, np.nan), np.nan) for step in sorted(rewards)]
-    return _Curve(np.array(rows, dtype=np.float64).reshape(-1, 4), source)
+    rows = [(step, rewards[step], costs.get(step, np.nan), np.nan, np.nan) for step in sorted(rewards)]
+    return _Curve(np.array(rows, dtype=np.float64).reshape(-1, 5), source)
 
 
 def _read_csv(path: Path, names: Container[str]) -> dict[str, FloatArray]:
