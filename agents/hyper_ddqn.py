@@ -9,6 +9,7 @@ The authors' released code takes the argmax at s instead of s'; ``next_action="c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -26,7 +27,10 @@ from .common.embedding import Embedded, Embedding
 from .common.finite import check_finite_info
 from .common.hyperbolic_heads import ValueHead, check_geometry, describe, embedding_arguments, make_head, optimizer_for
 from .common.off_policy import OffPolicyAgent
+from .common.updates import mean_of, norm_of_gradients
 from .common.value_distributions import CategoricalValue, ScalarValue, value_distribution
+
+LOG_EVERY = 100  # gradient steps
 
 
 class HyperQNetwork(QNetwork):
@@ -102,7 +106,7 @@ class HyperDDQNPolicy(DQNPolicy):
             lr_schedule,
             net_arch=[],
             features_extractor_kwargs=embedding_arguments(embedding, curvature, net_arch, activation_fn),
-            **optimizer_for(geometry, poincare_head, th.optim.Adam, kwargs),
+            **optimizer_for(geometry, poincare_head, curvature, th.optim.Adam, kwargs),
         )
 
     def make_q_net(self) -> HyperQNetwork:
@@ -151,12 +155,11 @@ class HyperDDQN(OffPolicyAgent, DQN):
     :param exploration_final_eps: epsilon after it
     :param next_action: "next" takes a* at s' (Double DQN), "current" at s, as the authors' released code
     :param geometry: of the head: "hyperboloid", "poincare" or "euclidean" (a linear head)
-    :param poincare_head: "hyperplanes", or "points" in the ball with geoopt's Riemannian Adam (S-RYM)
+    :param poincare_head: "hyperplanes", or "points" in the ball with Riemannian Adam (S-RYM)
     :param regularization: of the encoder: "rms_norm" of its last layer, "spectral_norm" of every layer, or "none"
     :param scaling: of the feature: "learned", "constant" or "none", see ``common/embedding.py``
     :param activation: after the last layer, "relu" or "tanh"
-    :param value_loss: "hl_gauss", "two_hot" (both 51 bins on [-10, 10], to which targets are clamped) or "mse" (half the
-        mean square)
+    :param value_loss: "hl_gauss", "two_hot" (both 51 bins on [-10, 10], to which targets are clamped) or "mse"
     :param embedding_dim: d, the feature's dimension
     :param curvature: c of a space of curvature -c; not trained
     :param alpha: the Poincare ball of curvature -1 is used up to this radius
@@ -169,7 +172,6 @@ class HyperDDQN(OffPolicyAgent, DQN):
     :param device: "auto" is the GPU where there is one
     :param _init_setup_model: build the networks at once
     :raises ValueError: for an argument outside its range, in one sentence
-    :raises ModuleNotFoundError: for ``poincare_head="points"`` without geoopt
     """
 
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
@@ -267,6 +269,13 @@ class HyperDDQN(OffPolicyAgent, DQN):
             _init_setup_model=_init_setup_model,
         )
 
+    def _setup_model(self) -> None:
+        super()._setup_model()
+        # Copied with the target network: not only batch norm's statistics, but spectral norm's singular vectors, too.
+        self.batch_norm_stats = list(self.q_net.buffers())
+        self.batch_norm_stats_target = list(self.q_net_target.buffers())
+        self._infos: list[dict[str, th.Tensor]] = []  # since the last log
+
     # ------------------------------------------------------------------ the equations
 
     @th.no_grad()
@@ -291,22 +300,32 @@ class HyperDDQN(OffPolicyAgent, DQN):
     # ------------------------------------------------------------------ training
 
     def train(self, gradient_steps: int, batch_size: int = 64) -> None:
-        """``gradient_steps`` Adam steps; their last terms are logged as often as the target network moves."""
+        """``gradient_steps`` Adam steps; what they were like is logged every hundred of them."""
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         for _ in range(gradient_steps):
             replay = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             loss, info = self.loss(replay)
             self._step(self.policy.optimizer, loss, info, replay)
-        before, self._n_updates = self._n_updates, self._n_updates + gradient_steps
-        every = max(1, self.target_update_interval // 4)
-        if before // every != self._n_updates // every or before == 0:
-            self._record_update(info)
+            self._infos.append(info | self._gradient_norms())
+        self._n_updates += gradient_steps
+        if len(self._infos) >= LOG_EVERY:
+            self._record_update(mean_of(self._infos))
+            self._infos.clear()
+
+    def _gradient_norms(self) -> dict[str, th.Tensor]:
+        """dL/dx_E's two sides: norms of the gradients of the encoder below it and of the head above."""
+        parts = {"encoder": self.q_net.features_extractor, "head": self.q_net.q_net}
+        return {f"grad_norm_{name}": norm_of_gradients(part.parameters()) for name, part in parts.items()}
 
     def _record_update(self, info: dict[str, th.Tensor]) -> None:
         numbers = check_finite_info(info, self.num_timesteps)
         self._ask_guards()
         for key, value in numbers.items():
             self.logger.record(f"train/{key}", value)
-        self.logger.record("train/embedding_norm_bound", self.q_net.features_extractor.bound)
+        if math.isfinite(self.q_net.features_extractor.bound):
+            self.logger.record("train/embedding_norm_bound", self.q_net.features_extractor.bound)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "batch_norm_stats", "batch_norm_stats_target", "_infos"]

@@ -11,6 +11,7 @@ The equations are those of the authors' released code; of the paper itself only 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -69,6 +70,8 @@ class HyperPolicy(NormalizedActorCriticPolicy):
         self.value_loss, self.n_bins, self.value_range = value_loss, n_bins, tuple(value_range)
         kwargs.setdefault("features_extractor_class", Embedding)
         kwargs.setdefault("ortho_init", False)
+        if not kwargs.get("share_features_extractor", True):
+            raise ValueError("Actor and critic of Hyper++ share their encoder: leave share_features_extractor=True.")
         kwargs.setdefault("normalize_images", not is_image_space(observation_space))  # the embedding does it on the device
         super().__init__(
             observation_space,
@@ -76,12 +79,12 @@ class HyperPolicy(NormalizedActorCriticPolicy):
             lr_schedule,
             net_arch=[],
             features_extractor_kwargs=embedding_arguments(features_extractor_kwargs or {}, curvature, net_arch, activation_fn),
-            **optimizer_for(geometry, poincare_head, FlatAdam, kwargs),
+            **optimizer_for(geometry, poincare_head, curvature, FlatAdam, kwargs),
         )
 
     def _build(self, lr_schedule: Schedule) -> None:
         super()._build(lr_schedule)
-        value = value_distribution(self.value_loss, self.n_bins, *self.value_range)
+        value = value_distribution(self.value_loss, self.n_bins, self.value_range[0], self.value_range[1], 0.5)
         actions: int = self.action_net.out_features  # type: ignore[assignment]
         self.action_net = make_head(**self.heads, features=self.features_dim, outputs=actions)
         self.value_net = ValueHead(make_head(**self.heads, features=self.features_dim, outputs=value.outputs), value)
@@ -103,7 +106,7 @@ class HyperPolicy(NormalizedActorCriticPolicy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         values = {name: getattr(self, name) for name in ("value_loss", "n_bins", "value_range")}
         # Widths and activation of the trunk are among the arguments of the embedding.
-        return {**super()._get_constructor_parameters(), **self.heads, **values, "activation_fn": nn.ReLU}
+        return {**super()._get_constructor_parameters(), **self.heads, **values, "net_arch": None, "activation_fn": nn.ReLU}
 
 
 class HyperCnnPolicy(HyperPolicy):
@@ -118,15 +121,17 @@ class HyperPPO(PPO):
     """PPO with hyperbolic actor and critic heads; with no argument but policy and environment, Hyper++ for ProcGen.
 
     ``HyperPPO("CnnPolicy", env, **HyperPPO.VARIANTS["s-rym"])`` and the like are what the paper compares it with: Hyper+S-RYM,
-    the hyperbolic agent without regularisation, and Euclidean PPO. In two points all differ from the authors' code:
-    advantages are computed once an iteration and not once an epoch (there only the last value's bootstrap changes), and
-    actions of other than discrete kinds are taken too (a box's mean is then the head's output; not in the paper).
+    the hyperbolic agent without regularisation, and Euclidean PPO. All differ from the authors' code in these points:
+    advantages are computed once an iteration and not once an epoch (there only the last value's bootstrap changes); the
+    scale of the rewards moves once an iteration and not at every step; logits are float32 after the head; on a GPU the
+    convolutions run in bfloat16; and actions of other than discrete kinds are taken too (a box's mean is then the head's
+    output; not in the paper).
 
     :param policy: CnnPolicy, MlpPolicy, MultiInputPolicy or a class derived from :class:`HyperPolicy`
     :param env: environment, vector environment or registered id; the paper has 64 of them
     :param learning_rate: Adam's, or a schedule of the remaining progress (1 to 0)
     :param n_steps: steps per environment and iteration
-    :param batch_size: samples a gradient step; None: an eighth of the rollout
+    :param batch_size: samples a gradient step; None: an eighth of the rollout, or its largest divisor below
     :param n_epochs: passes over the rollout (the paper: 2 for Hyper++, 3 for the others)
     :param gamma: discount
     :param gae_lambda: trade-off of bias and variance in the advantages
@@ -138,7 +143,7 @@ class HyperPPO(PPO):
     :param target_kl: end the update after an epoch with approx_kl > 1.5 target_kl; None: never
     :param geometry: of the heads: "hyperboloid", "poincare" or "euclidean" (linear heads)
     :param poincare_head: "hyperplanes" (Poincare++, Euclidean parameters), or "points" in the ball (S-RYM's head, with
-        geoopt's Riemannian Adam for all parameters)
+        Riemannian Adam)
     :param regularization: of the encoder: "rms_norm" of its last layer, "spectral_norm" of every layer, or "none"
     :param scaling: of the feature: "learned", "constant" or "none", see ``common/embedding.py``
     :param activation: after the last layer, "tanh" or "relu"
@@ -160,7 +165,6 @@ class HyperPPO(PPO):
     :param device: "auto" is the CPU for MlpPolicy, else the GPU where there is one
     :param _init_setup_model: build the networks at once
     :raises ValueError: for an argument outside its range, in one sentence
-    :raises ModuleNotFoundError: for ``poincare_head="points"`` without geoopt
     """
 
     # What the paper compares, as arguments of this class.
@@ -285,4 +289,5 @@ class HyperPPO(PPO):
 
     def _record_update(self, info: dict[str, th.Tensor], batch: Batch) -> None:
         super()._record_update(info, batch)
-        self.logger.record("train/embedding_norm_bound", self.policy.features_extractor.bound)
+        if math.isfinite(self.policy.features_extractor.bound):
+            self.logger.record("train/embedding_norm_bound", self.policy.features_extractor.bound)

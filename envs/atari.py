@@ -61,4 +61,5 @@ def _make(
     )
 
 
-SUITE = Suite("atari", owns=_owns, ids=_ids, make=_make, vec_arguments={"preprocess": True}, frame_stack=4)
+_SCORING = {"clip_reward": False, "terminal_on_life_loss": False}
+SUITE = Suite("atari", owns=_owns, ids=_ids, make=_make, vec_arguments={"preprocess": True}, frame_stack=4, scoring=_SCORING)

@@ -170,6 +170,11 @@ def resolve_backend(env_id: str, n_envs: int = 1, backend: str = "auto", env_kwa
     return "envpool"
 
 
+def scoring_arguments(env_id: str) -> Mapping[str, Any]:
+    """Arguments for `make_vec`'s ``env_kwargs`` under which returns are scores: whole games with Atari's own points."""
+    return _suite_of(env_id).scoring
+
+
 def unseen_arguments(env_id: str) -> Mapping[str, Any] | None:
     """Arguments for `make_env` with which generalisation is measured: all levels of a ProcGen game; None elsewhere."""
     return _suite_of(env_id).unseen

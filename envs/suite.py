@@ -49,6 +49,7 @@ class Suite:
     :param pool: EnvPool's task for an id, None where there is none
     :param vec_arguments: keyword arguments that `make_vec` adds
     :param frame_stack: how many observations `make_vec` stacks by default
+    :param scoring: arguments under which returns are the scores that papers report, where training sees others
     :param unseen: arguments of the environments in which generalisation is measured, where training does not see all
     """
 
@@ -59,6 +60,7 @@ class Suite:
     pool: Callable[[str], PoolTask | None] = _no_pool
     vec_arguments: Mapping[str, Any] = field(default_factory=dict)
     frame_stack: int | None = None
+    scoring: Mapping[str, Any] = field(default_factory=dict)
     unseen: Mapping[str, Any] | None = None
 
 

@@ -107,10 +107,14 @@ class EvaluationCallback(BaseCallback):
             assert isinstance(env, VecNormalize)
             env.obs_rms = copy.deepcopy(normalizer.obs_rms)
         env.seed(self.seed + step)
-        device = self.model.device
+        device, numpys = self.model.device, np.random.get_state()  # noqa: NPY002
         with th.random.fork_rng([device] if device.type == "cuda" else []):
             th.manual_seed(self.seed + step)
-            return evaluate(self.model, env, self.episodes, self.deterministic)
+            np.random.seed((self.seed + step) % 2**32)  # noqa: NPY002
+            try:
+                return evaluate(self.model, env, self.episodes, self.deterministic)
+            finally:
+                np.random.set_state(numpys)  # noqa: NPY002
 
     def close(self) -> None:
         """Close the environments."""
@@ -123,7 +127,7 @@ class EvaluationCallback(BaseCallback):
         return float(self.rows[-1]["mean_reward"]) if self.rows else None
 
     def _write(self) -> None:
-        lines = [",".join(self.columns), *(",".join(str(row[c]) for c in self.columns) for row in self.rows)]
+        lines = [",".join(self.columns), *(",".join(str(row.get(c, "")) for c in self.columns) for row in self.rows)]
         write_atomically(self.folder / "evaluations.csv", "\n".join(lines) + "\n")
 
 

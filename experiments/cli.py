@@ -97,7 +97,7 @@ def _add_report(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
-    p.add_argument("what", choices=("on-policy", "safety"))
+    p.add_argument("what", choices=("on-policy", "images", "safety"))
     p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
@@ -197,6 +197,13 @@ def _bench(args: argparse.Namespace) -> int:
         if args.env or args.only:
             raise UsageError("`tether bench safety` measures all our agents on one environment: leave out --env and --only.")
         print(safety(args.out, args.rounds, args.seconds, command))
+        return 0
+    if args.what == "images":
+        from .bench_images import images
+
+        if args.env or args.only:
+            raise UsageError("`tether bench images` measures a fixed set of agents on bigfish: leave out --env and --only.")
+        print(images(args.out, args.rounds, command=command))
         return 0
     print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
     return 0

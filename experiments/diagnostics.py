@@ -14,8 +14,8 @@ from .manifest import write_atomically
 STEP = "time/total_timesteps"
 KEYS = (
     "approx_kl", "clip_fraction", "trust_region", "trust_region_bound", "embedding_norm", "embedding_norm_max",
-    "embedding_norm_bound", "gate", "conformal_factor", "conformal_factor_max", "grad_norm_encoder", "grad_norm_head",
-    "entropy_loss", "explained_variance",
+    "embedding_norm_bound", "gate", "gate_std", "conformal_factor", "conformal_factor_max",
+    "grad_norm_encoder", "grad_norm_head", "entropy_loss", "explained_variance",
 )  # fmt: skip
 ROWS = 200  # of an exported file; a maximum is that of the rows it stands for, everything else their mean
 

@@ -91,10 +91,8 @@ class Trained:
 
     def worlds(self) -> list[tuple[str, dict[str, Any]]]:
         """Where to evaluate, in words and as arguments of the environment: as in training, and on what it did not see."""
-        from tether.envs import unseen_arguments
-
-        unseen = unseen_arguments(self.env_id)
-        if unseen is None or unseen.items() <= self.env_kwargs.items():
+        unseen = unseen_arguments(self.env_id, self.env_kwargs)
+        if unseen is None:
             return [("", {})]
         return [(" as in training", {}), (f" with {', '.join(f'{k}={v}' for k, v in unseen.items())}", dict(unseen))]
 
@@ -107,11 +105,10 @@ class Trained:
         from stable_baselines3.common.utils import check_for_correct_spaces
         from stable_baselines3.common.vec_env import VecNormalize
 
-        from tether.envs import make_vec
+        from tether.envs import make_vec, scoring_arguments
 
-        env: VecEnv = make_vec(
-            self.env_id, n_envs=n_envs, backend="dummy", seed=seed, env_kwargs={**self.env_kwargs, **kwargs}
-        )
+        arguments = {**scoring_arguments(self.env_id), **self.env_kwargs, **kwargs}
+        env: VecEnv = make_vec(self.env_id, n_envs=n_envs, backend="dummy", seed=seed, env_kwargs=arguments)
         env = self.file.wrap(env)
         if isinstance(env, VecNormalize):
             env.training = env.norm_reward = False
@@ -160,6 +157,14 @@ def load_trained(source: Path, env_id: str | None = None, device: str = "auto", 
     env_id, env_kwargs = env_id or config["env"], config.get("env_kwargs") or {} if same_env else {}
     deterministic = manifest["deterministic"] if manifest and same_env else acts_deterministically(env_id)
     return Trained(model, env_id, env_kwargs, file, deterministic)
+
+
+def unseen_arguments(env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any] | None:
+    """Arguments of the environment that training does not see all of; None where it does."""
+    from tether import envs
+
+    unseen = envs.unseen_arguments(env_id)
+    return None if unseen is None or unseen.items() <= env_kwargs.items() else dict(unseen)
 
 
 def acts_deterministically(env_id: str) -> bool:

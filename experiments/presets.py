@@ -84,7 +84,7 @@ def preset(agent: str, env_id: str) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for key in ("default", suite_of(env_id), re.sub(r"-v\d+$", "", env_id), env_id):
         merged.update(presets.get(key, {}))
-    return merged if variant is None else merged | agent_class(base).VARIANTS[variant]  # type: ignore[attr-defined]
+    return merged if variant is None else agent_class(base).VARIANTS[variant] | merged  # type: ignore[attr-defined]
 
 
 def parse_assignments(pairs: list[str], option: str) -> dict[str, Any]:

@@ -49,6 +49,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "backend": ("a word", lambda value: isinstance(value, str)),
     "eval_every": ("a whole number above 0", _is_whole),
     "eval_episodes": ("a whole number above 0", _is_whole),
+    "env_kwargs": ("a mapping of arguments of the environments", lambda value: isinstance(value, dict)),
     "hp": ("a mapping of agents to mappings of arguments", _is_mapping_of_mappings),
 }
 KEYS = tuple(KINDS)
@@ -72,6 +73,7 @@ class Study:
     backend: str = "auto"
     eval_every: int | None = None
     eval_episodes: int = 10
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
     hp: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod
@@ -110,7 +112,7 @@ class Study:
             for env in self.envs:
                 for agent in self.agents:
                     yield Job(self, RunConfig(
-                        agent, env, self.steps, seed, self.n_envs, self.backend, hp=self.hp.get(agent, {}),
+                        agent, env, self.steps, seed, self.n_envs, self.backend, self.env_kwargs, self.hp.get(agent, {}),
                         eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs,
                     ))  # fmt: skip
 
@@ -153,6 +155,7 @@ class Job:
         c = self.config
         words = ["train", c.agent, "--env", c.env, "--steps", str(c.steps), "--seed", str(c.seed)]
         words += ["--out", str(c.out), "--backend", c.backend, "--eval-episodes", str(c.eval_episodes)]
+        words += ["--env-kwargs", *(f"{k}={_yaml_word(v)}" for k, v in c.env_kwargs.items())] if c.env_kwargs else []
         words += ["--n-envs", str(c.n_envs)] if c.n_envs else []
         words += ["--eval-every", str(c.eval_every)] if c.eval_every else []
         return words + (["--hp", *(f"{k}={_yaml_word(v)}" for k, v in c.hp.items())] if c.hp else [])

@@ -316,13 +316,13 @@ class _Run:
         self, model: BaseAlgorithm, clock: Callable[[], float]
     ) -> tuple[EvaluationCallback, CheckpointCallback, StopCallback, list[BaseCallback]]:
         from tether.agents import CheckpointCallback
-        from tether.envs import unseen_arguments
 
         from .callbacks import ConfigurationCallback, CostCallback, EvaluationCallback, FiniteCallback, StopCallback
+        from .evaluate import unseen_arguments
 
         config = self.config
         assert config.eval_every is not None
-        unseen = unseen_arguments(config.env)
+        unseen = unseen_arguments(config.env, config.env_kwargs)
         evaluation = EvaluationCallback(
             self._make_evaluation_env(model, config.env_kwargs),
             self.folder,
@@ -352,14 +352,14 @@ class _Run:
     def _make_evaluation_env(self, model: BaseAlgorithm, env_kwargs: dict[str, Any]) -> VecEnv:
         from stable_baselines3.common.vec_env import VecNormalize
 
-        from tether.envs import make_vec
+        from tether.envs import make_vec, scoring_arguments
 
         env = make_vec(
             self.config.env,
             n_envs=min(self.config.eval_episodes, 10),
             backend="auto" if self.config.backend == "subproc" else self.config.backend,
             seed=self.config.seed + 10_000,
-            env_kwargs=env_kwargs or None,
+            env_kwargs={**scoring_arguments(self.config.env), **env_kwargs} or None,
         )
         if model.get_vec_normalize_env() is not None:
             env = VecNormalize(env, training=False, norm_reward=False)

@@ -63,17 +63,17 @@ class Embedding(BaseFeaturesExtractor):
         curvature: float = 1.0,
         mixed_precision: bool = True,
     ) -> None:
+        if not (0.0 < alpha < 1.0 and curvature > 0.0 and embedding_dim >= 1):
+            raise ValueError(
+                "An embedding needs 0 < alpha < 1, curvature > 0 and embedding_dim >= 1, "
+                f"not {alpha}, {curvature} and {embedding_dim}."
+            )
         super().__init__(observation_space, embedding_dim)
         choices = {"trunk": TRUNKS, "regularization": REGULARIZATIONS, "scaling": SCALINGS, "activation": tuple(ACTIVATIONS)}
         given = {"trunk": trunk, "regularization": regularization, "scaling": scaling, "activation": activation}
         for name, value in given.items():
             if value not in choices[name]:
                 raise ValueError(f"{name} must be one of {', '.join(choices[name])}, not {value!r}.")
-        if not (0.0 < alpha < 1.0 and curvature > 0.0 and embedding_dim >= 1):
-            raise ValueError(
-                "An embedding needs 0 < alpha < 1, curvature > 0 and embedding_dim >= 1, "
-                f"not {alpha}, {curvature} and {embedding_dim}."
-            )
         self.images = is_image_space(observation_space)
         self.trunk, features = self._make_trunk(observation_space, trunk, trunk_kwargs or {})
         self.last = nn.Linear(features, embedding_dim)
@@ -83,10 +83,11 @@ class Embedding(BaseFeaturesExtractor):
         self.regularization, self.scaling, self.activation = regularization, scaling, ACTIVATIONS[activation]
         self.mixed_precision = mixed_precision
         self.radius = math.atanh(alpha) / math.sqrt(curvature)
-        # What no x_E exceeds: |q| <= 1 for ReLU and <= tanh(1) for tanh, times rho_max; infinite without normalisation.
+        # What no x_E exceeds: |q| <= 1 for ReLU and <= tanh(1) for tanh, times rho_max, and a float32's rounding; infinite
+        # without normalisation.
         largest = math.tanh(1.0) if activation == "tanh" else 1.0
         largest *= {"learned": self.radius, "constant": 1.0, "none": math.sqrt(embedding_dim)}[scaling]
-        self.bound = largest if regularization == "rms_norm" else math.inf
+        self.bound = (1.0 + 1e-6) * largest if regularization == "rms_norm" else math.inf
         if regularization == "spectral_norm":
             for module in [m for m in self.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]:
                 spectral_norm(module)
@@ -128,7 +129,7 @@ class Embedding(BaseFeaturesExtractor):
             return self.trunk(observations)
         # From bytes to [-1/2, 1/2] on the device; the channels last, as convolutions like it.
         x = observations.contiguous(memory_format=th.channels_last).to(self.last.weight.dtype) / 255.0 - 0.5
-        with th.autocast("cuda", th.bfloat16, enabled=self.mixed_precision and x.is_cuda):
+        with th.autocast("cuda", th.bfloat16, enabled=self.mixed_precision and x.is_cuda, cache_enabled=False):
             return self.trunk(x).to(x.dtype)
 
     def forward(self, observations: Any) -> th.Tensor:

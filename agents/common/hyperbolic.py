@@ -12,7 +12,6 @@ float64, whatever the type of the features, and give their type back; parameters
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch as th
 from torch import nn
@@ -26,16 +25,16 @@ TINY = 1e-30
 
 def _even(series: tuple[float, ...], function: th.Tensor, s: th.Tensor) -> th.Tensor:
     """``function``, or where s < 1e-3 its Taylor series sum_i series_i s^i, whose gradient at 0 is finite."""
-    near = th.zeros_like(s)
+    small, near = s.clamp(max=1e-3), th.zeros_like(s)  # clamped, for an overflow in the branch not taken would be a NaN
     for coefficient in reversed(series):
-        near = near * s + coefficient
+        near = near * small + coefficient
     return th.where(s < 1e-3, near, function)
 
 
 def sinh_ratio(s: th.Tensor) -> th.Tensor:
-    """sinh(z) / z at z = sqrt(s), smooth at 0."""
-    z = s.clamp(1e-3, LARGEST_RADIUS**2).sqrt()
-    return _even((1.0, 1 / 6, 1 / 120, 1 / 5040), z.sinh() / z, s)
+    """sinh(z) / z at z = sqrt(s), smooth at 0; beyond the largest radius R it is sinh(R) / z."""
+    z = s.clamp(min=1e-3).sqrt()
+    return _even((1.0, 1 / 6, 1 / 120, 1 / 5040), z.clamp(max=LARGEST_RADIUS).sinh() / z, s)
 
 
 def tanh_ratio(s: th.Tensor) -> th.Tensor:
@@ -119,7 +118,8 @@ def mobius_add(x: th.Tensor, y: th.Tensor, c: float = 1.0) -> th.Tensor:
 def smooth_clamp(x: th.Tensor) -> th.Tensor:
     """The identity within +-L, L = ln(2 / eps), and flat outside (authors' code): 36.74 for float64, 16.64 for float32.
 
-    Above L it is L' - softplus_50(L' - x) / 50 with L' = L - eps, so it falls by ln(2)/50 at L and rises back to L'.
+    Above L it is L' - softplus_50(L' - x) with L' = L - eps and softplus_50(y) = log(1 + exp(50 y)) / 50, so it falls by
+    ln(2) / 50 at L and rises back to L'.
     """
     eps = th.finfo(x.dtype).eps
     limit = math.log(2.0 / eps)
@@ -186,24 +186,26 @@ class PoincareRegression(HyperplaneRegression):
         return 2.0 * norm / root * smooth_clamp(argument).asinh()
 
 
+class BallPoints(nn.Parameter):
+    """A parameter whose rows are points of the Poincare ball; Riemannian Adam moves it along the ball."""
+
+
 class BallPointRegression(nn.Module):
     """The head of Hyper+S-RYM: |a_k| / sqrt(c) asinh( 2 sqrt(c) <D, a_k> / (|1 - c |D|^2| |a_k|) ), D = (-p_k) (+) x.
 
     Computed in the type of its parameters, float32. The points p_k (K, d) lie in the ball and need a Riemannian
-    optimiser: they are ``geoopt.ManifoldParameter``.
+    optimiser, see ``riemannian_adam.py``.
 
     :param features: d
     :param outputs: K
     :param c: the ball's curvature is -c
-    :raises ModuleNotFoundError: if geoopt is not installed
     """
 
     def __init__(self, features: int, outputs: int, c: float = 1.0) -> None:
         super().__init__()
-        geoopt = import_geoopt()
         self.c, self.out_features = c, outputs
         self.weight = nn.Parameter(th.randn(outputs, features) / math.sqrt(features))
-        self.bias = geoopt.ManifoldParameter(th.zeros(outputs, features), manifold=geoopt.PoincareBall(c=c))
+        self.bias = BallPoints(th.zeros(outputs, features))
 
     def forward(self, x_e: th.Tensor) -> th.Tensor:
         """Scores (B, K) of exp_o(x_e), (B, d)."""
@@ -214,14 +216,3 @@ class BallPointRegression(nn.Module):
         inner, squared = (shifted * a).sum(-1), shifted.square().sum(-1)
         return norm / root * (2.0 * root * inner / ((1.0 - self.c * squared).abs() * norm + 1e-15)).asinh()
 
-
-def import_geoopt() -> Any:
-    """geoopt, which brings Riemannian Adam.
-
-    :raises ModuleNotFoundError: saying how to install it
-    """
-    try:
-        import geoopt
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError('poincare_head="points" needs geoopt: pip install "tether-rl[hyperbolic]".') from error
-    return geoopt

@@ -15,10 +15,10 @@ from .hyperbolic import (
     HyperboloidRegression,
     PoincareRegression,
     conformal_factor,
-    import_geoopt,
     poincare_exp,
 )
 from .networks import orthogonal
+from .riemannian_adam import RiemannianAdam
 from .value_distributions import CategoricalValue, ScalarValue
 
 GEOMETRIES = ("hyperboloid", "poincare", "euclidean")
@@ -50,18 +50,21 @@ def make_head(geometry: str, poincare_head: str, features: int, outputs: int, cu
 
 
 def optimizer_for(
-    geometry: str, poincare_head: str, default: type[th.optim.Optimizer], kwargs: dict[str, Any]
+    geometry: str, poincare_head: str, curvature: float, default: type[th.optim.Optimizer], kwargs: dict[str, Any]
 ) -> dict[str, Any]:
     """Arguments of a policy with an optimiser: ``default`` (an Adam), or Riemannian Adam where points lie in the ball.
 
     :param kwargs: the policy's own arguments, which win
+    :raises ValueError: for another optimiser where points lie in the ball, which it would move out of it
     """
-    points = geometry == "poincare" and poincare_head == "points"
-    chosen = kwargs.get("optimizer_class") or (import_geoopt().optim.RiemannianAdam if points else default)
-    ours = {"eps": 1e-5} if points else {"eps": 1e-5, "fused": True}
-    if not points and chosen is not default:
-        ours = {}
-    return {**kwargs, "optimizer_class": chosen, "optimizer_kwargs": {**ours, **(kwargs.get("optimizer_kwargs") or {})}}
+    if geometry == "poincare" and poincare_head == "points":
+        default, ours = RiemannianAdam, {"eps": 1e-5, "curvature": curvature}
+        if kwargs.get("optimizer_class", default) is not default:
+            raise ValueError('poincare_head="points" needs Riemannian Adam: leave out optimizer_class.')
+    else:
+        ours = {"eps": 1e-5, "fused": True} if kwargs.get("optimizer_class", default) is default else {}
+    given = kwargs.get("optimizer_kwargs") or {}
+    return {"optimizer_class": default, **kwargs, "optimizer_kwargs": {**ours, **given}}
 
 
 def embedding_arguments(
@@ -71,8 +74,11 @@ def embedding_arguments(
 
     :param given: what the user gave for the embedding itself, which wins
     :param net_arch: widths of the trunk; None leaves them to it
+    :raises ValueError: for a net_arch with parts
     """
-    ours: dict[str, Any] = {"widths": tuple(net_arch)} if net_arch else {}
+    if isinstance(net_arch, dict) or any(isinstance(width, dict) for width in net_arch or ()):
+        raise ValueError("net_arch is a list of the trunk's widths, [64, 64]: actor and critic share it.")
+    ours: dict[str, Any] = {} if net_arch is None else {"widths": tuple(net_arch)}
     if activation_fn is not nn.ReLU:
         ours["activation_fn"] = activation_fn
     return {"curvature": curvature, **given, "trunk_kwargs": {**ours, **(given.get("trunk_kwargs") or {})}}
@@ -85,7 +91,7 @@ def describe(embedded: Embedded, geometry: str, poincare_head: str, curvature: f
     norm = x.norm(dim=-1)
     info = {"embedding_norm": norm.mean(), "embedding_norm_max": norm.max()}
     if gate is not None:
-        info |= {"gate": gate.mean(), "gate_std": gate.std()}
+        info |= {"gate": gate.mean(), "gate_std": gate.std(unbiased=False)}
     if geometry != "euclidean":
         # The isometry to the ball halves the hyperboloid's distance to the origin.
         v = x.double() if poincare_head == "hyperplanes" else x

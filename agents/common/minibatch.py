@@ -33,10 +33,15 @@ class MinibatchAgent(OnPolicyAgent):
     def _setup_model(self) -> None:
         samples = self.n_steps * self.n_envs
         size = self.minibatch_size()
-        if self.env is not None and (samples % size or size < 2):
+        if self.env is not None and (samples % size or size < samples // 16 or size < 2) and self.batch_size is None:
+            raise ValueError(
+                f"The rollout of n_steps * n_envs = {self.n_steps} * {self.n_envs} = {samples} samples has no divisor near "
+                "an eighth of it: give a batch_size, or an n_steps that 8 divides."
+            )
+        if self.env is not None and samples % size:
             raise ValueError(
                 f"batch_size={size} does not divide the rollout of n_steps * n_envs = {self.n_steps} * "
-                f"{self.n_envs} = {samples} samples: choose a divisor, above 1, so that every sample is used as often."
+                f"{self.n_envs} = {samples} samples: choose a divisor, so that every sample is used as often."
             )
         super()._setup_model()
         optimizer = self.policy.optimizer
@@ -92,13 +97,20 @@ class MinibatchAgent(OnPolicyAgent):
             return self.after_epoch(batch, means)
 
         info = self.update.run(batch, self.n_epochs, after_epoch)
-        self.policy.set_training_mode(False)
         measured = self.measure(batch)
         self.after_update(measured)
         self._record_update(info | measured | schedules, batch)
 
-    @th.no_grad()
     def measure(self, batch: Batch) -> dict[str, th.Tensor]:
+        """:meth:`divergence`, in evaluation mode, as the rollout was collected."""
+        training = self.policy.training
+        self.policy.set_training_mode(False)
+        measured = self.divergence(batch)
+        self.policy.set_training_mode(training)
+        return measured
+
+    @th.no_grad()
+    def divergence(self, batch: Batch) -> dict[str, th.Tensor]:
         """How far the policy is from the one that collected the rollout, over all its samples.
 
         approx_kl = mean(ratio - 1 - log ratio) estimates KL(old || new) without bias (as SB3 logs it).

@@ -5,7 +5,7 @@ An update reads nothing back to the host. On a GPU an epoch is captured once as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -69,7 +69,8 @@ def side_by_side(first: Callable[[], T], second: Callable[[], T], threads: bool)
         return first(), other.result()
 
 
-def _norm_of_gradients(parameters: list[th.nn.Parameter]) -> th.Tensor:
+def norm_of_gradients(parameters: Iterable[th.nn.Parameter]) -> th.Tensor:
+    """Global norm of the gradients that there are."""
     return th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
@@ -109,7 +110,8 @@ class Update:
         self.guard: DeviceGuard | None = None
         if self.parameters[0].is_cuda and optimizer.defaults.get("fused"):
             self.guard = DeviceGuard(optimizer, self.parameters[0].device)
-        if self.parameters[0].is_cuda and "capturable" in optimizer.defaults:
+        # Without the guard on the device every step is looked at on the host, which no graph can do.
+        if self.guard is not None and "capturable" in optimizer.defaults:
             self._epoch = CapturedCall(self.epoch, optimizer)
 
     def run(
@@ -137,7 +139,7 @@ class Update:
             self.optimizer.zero_grad(set_to_none=True)
             loss, info = self.loss(part)
             loss.backward()
-            norm = _norm_of_gradients([p for _, p in self.named])
+            norm = norm_of_gradients([p for _, p in self.named])
             check_step(loss, norm, info, part, self.named)
         raise NonFiniteError("A loss or gradient of the update is not finite", ADVICE, batch=batch)
 
@@ -164,7 +166,7 @@ class Update:
         """
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._group_norms = {f"grad_norm_{name}": _norm_of_gradients(group) for name, group in self.groups.items()}
+        self._group_norms = {f"grad_norm_{name}": norm_of_gradients(group) for name, group in self.groups.items()}
         if isinstance(self.optimizer, FlatAdam):
             gradients = [self.optimizer.gather()]
             norm = gradients[0].norm()

@@ -13,13 +13,20 @@ from torch.nn import functional as F
 
 
 class ScalarValue(nn.Module):
-    """One output, which is the value; half the mean squared error."""
+    """One output, which is the value; the mean squared error.
+
+    :param weight: of the error
+    """
 
     outputs = 1
 
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.weight = weight
+
     def loss(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
-        """mean (v - t)^2 / 2; outputs (B, 1), targets (B,)."""
-        return 0.5 * (outputs.squeeze(-1) - targets).square().mean()
+        """weight * mean (v - t)^2; outputs (B, 1), targets (B,)."""
+        return self.weight * (outputs.squeeze(-1) - targets).square().mean()
 
     def expectation(self, outputs: th.Tensor) -> th.Tensor:
         """The value, (..., 1) to (...)."""
@@ -98,9 +105,12 @@ class TwoHot(CategoricalValue):
 VALUE_LOSSES = ("hl_gauss", "two_hot", "mse")
 
 
-def value_distribution(kind: str, n_bins: int, low: float, high: float) -> ScalarValue | CategoricalValue:
+def value_distribution(
+    kind: str, n_bins: int, low: float, high: float, mse_weight: float = 1.0
+) -> ScalarValue | CategoricalValue:
     """One of :data:`VALUE_LOSSES` by name.
 
+    :param mse_weight: of the error of "mse"
     :raises ValueError: for another name, or bins that are none
     """
     if kind not in VALUE_LOSSES:
@@ -108,5 +118,5 @@ def value_distribution(kind: str, n_bins: int, low: float, high: float) -> Scala
     if n_bins < 2 or not low < high:
         raise ValueError(f"A histogram of values needs n_bins >= 2 and value_range=(low, high), not {n_bins}, {low}, {high}.")
     if kind == "mse":
-        return ScalarValue()
+        return ScalarValue(mse_weight)
     return (HLGauss if kind == "hl_gauss" else TwoHot)(n_bins, low, high)

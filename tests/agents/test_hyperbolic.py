@@ -2,6 +2,7 @@
 
 import math
 
+import geoopt
 import pytest
 import torch as th
 from hypothesis import given, settings
@@ -23,6 +24,7 @@ from tether.agents.common.hyperbolic import (
     tanh_ratio,
     to_ball,
 )
+from tether.agents.common.riemannian_adam import RiemannianAdam
 
 V = th.tensor([[0.3, -0.4]], dtype=th.float64)
 CURVATURES = (0.25, 1.0, 2.0)
@@ -111,7 +113,6 @@ class TestMaps:
         assert th.allclose(mobius_add(-x, mobius_add(x, y)), y, atol=1e-9)  # left cancellation
 
     def test_geoopt_agrees(self):
-        geoopt = pytest.importorskip("geoopt")
         ball = geoopt.PoincareBall(c=1.0)
         v, w = vectors(50, 4), vectors(50, 4, seed=1)
         x, y = poincare_exp(v), poincare_exp(w)
@@ -176,6 +177,17 @@ class TestHyperboloidHead:
             assert v.grad.isfinite().all()
             assert all(p.grad.isfinite().all() for p in layer.parameters())
 
+    @pytest.mark.parametrize("cls", [HyperboloidRegression, PoincareRegression, BallPointRegression])
+    @pytest.mark.parametrize("dtype", [th.float32, th.float64])
+    def test_every_head_survives_every_norm(self, cls, dtype):
+        layer = cls(4, 3)
+        for exponent in range(-20, 31, 2):
+            v = (10.0**exponent * vectors(10, 4)).to(dtype).requires_grad_()
+            scores = layer(v)
+            scores.sum().backward()
+            assert scores.isfinite().all()
+            assert v.grad.isfinite().all()
+
     def test_zero_normal_and_zero_point_have_finite_gradients(self):
         layer = head(HyperboloidRegression, [[0.0, 0.0]], [0.0])
         v = th.zeros(1, 2, dtype=th.float64, requires_grad=True)
@@ -216,11 +228,9 @@ class TestPoincareHeads:
         assert th.allclose(ball, 2.0 * sheet, rtol=1e-9, atol=1e-10)
 
     def test_golden_score_of_ball_points(self):
-        pytest.importorskip("geoopt")
         close(head(BallPointRegression, [[1.0, 2.0]], [0.1, 0.05])(V), [[-1.63975713]])
 
     def test_points_at_the_origin_give_half_the_other_heads_score(self):
-        pytest.importorskip("geoopt")
         v, z = vectors(30, 3, 0.5), vectors(4, 3, seed=1).tolist()
         at_origin = head(BallPointRegression, z, [[0.0] * 3] * 4)(v)
         assert th.allclose(at_origin, head(PoincareRegression, z, [0.0] * 4)(v) / 2.0, rtol=1e-12)
@@ -244,19 +254,73 @@ def test_gradients_are_those_of_finite_differences(cls, scale, c, seed):
     v = vectors(3, 4, scale, seed).requires_grad_()
     layer = head(cls, vectors(5, 4, seed=seed + 1).tolist(), [0.0, 0.1, -0.3, 0.5, 0.2], c)
     z, r = (p.detach().double().requires_grad_() for p in (layer.weight, layer.bias))
-    th.autograd.gradcheck(lambda *x: th.func.functional_call(layer, {"weight": x[1], "bias": x[2]}, (x[0],)), (v, z, r))
+    th.autograd.gradcheck(
+        lambda *x: th.func.functional_call(layer, {"weight": x[1], "bias": x[2]}, (x[0],)), (v, z, r), rtol=1e-6, atol=1e-8
+    )
 
 
-def test_riemannian_adam_takes_the_specified_step():
-    """One step of geoopt's optimiser from a point that is not the origin, by the formulas."""
-    geoopt = pytest.importorskip("geoopt")
-    layer = head(BallPointRegression, [[1.0, 2.0], [0.5, -1.0]], [[0.1, 0.05], [-0.3, 0.4]])
-    optimizer = geoopt.optim.RiemannianAdam(layer.parameters(), lr=0.01, eps=1e-5)
-    layer(V).square().sum().backward()
-    p, gradient = layer.bias.detach().clone(), layer.bias.grad.clone()
-    z, z_gradient = layer.weight.detach().clone(), layer.weight.grad.clone()
-    optimizer.step()
-    riemannian = gradient / conformal_factor(p).square()
-    size = conformal_factor(p) * riemannian.norm(dim=-1, keepdim=True)  # sqrt of <g, g>_p; the corrections cancel
-    assert th.allclose(layer.bias.detach(), p - 0.01 * riemannian / (size + 1e-5), atol=1e-12)
-    assert th.allclose(layer.weight.detach(), z - 0.01 * z_gradient / (z_gradient.abs() + 1e-5), atol=1e-12)
+class TestRiemannianAdam:
+    def layer(self):
+        return head(BallPointRegression, [[1.0, 2.0], [0.5, -1.0]], [[0.1, 0.05], [-0.3, 0.4]])
+
+    def test_first_step_by_the_formulas(self):
+        layer = self.layer()
+        optimizer = RiemannianAdam(layer.parameters(), lr=0.01, eps=1e-5)
+        layer(V).square().sum().backward()
+        p, gradient = layer.bias.detach().clone(), layer.bias.grad.clone()
+        z, z_gradient = layer.weight.detach().clone(), layer.weight.grad.clone()
+        optimizer.step()
+        riemannian = gradient / conformal_factor(p).square()
+        size = conformal_factor(p) * riemannian.norm(dim=-1, keepdim=True)  # sqrt of <r, r>_p; the corrections cancel
+        assert th.allclose(layer.bias.detach(), p - 0.01 * riemannian / (size + 1e-5), atol=1e-12)
+        assert th.allclose(layer.weight.detach(), z - 0.01 * z_gradient / (z_gradient.abs() + 1e-5), atol=1e-12)
+        assert th.equal(layer.bias.grad, gradient)
+
+    @pytest.mark.parametrize("c", CURVATURES)
+    def test_geoopts_is_the_same_over_many_steps(self, c):
+        ours, theirs = (
+            head(BallPointRegression, vectors(3, 4).tolist(), (0.2 * vectors(3, 4, seed=1)).tolist(), c) for _ in "ab"
+        )
+        ball = geoopt.PoincareBall(c=c)
+        point = geoopt.ManifoldParameter(theirs.bias.detach().clone(), manifold=ball)
+        theirs.bias = point
+        first = RiemannianAdam(ours.parameters(), lr=0.02, eps=1e-5, curvature=c)
+        second = geoopt.optim.RiemannianAdam(theirs.parameters(), lr=0.02, eps=1e-5)
+        for step in range(50):
+            v = vectors(8, 4, 0.5, seed=step)
+            for layer, optimizer in ((ours, first), (theirs, second)):
+                optimizer.zero_grad()
+                (layer(v) - v[:, :3]).square().mean().backward()
+                optimizer.step()
+        assert th.allclose(ours.bias, theirs.bias, rtol=0.0, atol=1e-9)
+        assert th.allclose(ours.weight, theirs.weight, rtol=0.0, atol=1e-9)
+        assert (ours.bias - 0.2 * vectors(3, 4, seed=1)).abs().max() > 0.05, "the points moved"
+
+    def test_points_stay_in_the_ball(self):
+        layer = self.layer().float()
+        optimizer = RiemannianAdam(layer.parameters(), lr=5.0)
+        for _ in range(5):
+            layer(V.float()).sum().backward()
+            optimizer.step()
+        assert layer.bias.isfinite().all()
+        assert (layer.bias.norm(dim=1) <= 1.0 - 4e-6).all()
+
+    def test_goes_on_from_its_state(self):
+        layers = [self.layer() for _ in range(2)]
+        optimizers = [RiemannianAdam(layer.parameters(), lr=0.01) for layer in layers]
+
+        def step(which):
+            layers[which].zero_grad()
+            layers[which](V).square().sum().backward()
+            optimizers[which].step()
+
+        for _ in range(6):
+            step(0)
+        for _ in range(3):
+            step(1)
+        state = optimizers[1].state_dict()
+        optimizers[1] = RiemannianAdam(layers[1].parameters(), lr=0.5)
+        optimizers[1].load_state_dict(state)
+        for _ in range(3):
+            step(1)
+        assert all(th.equal(a, b) for a, b in zip(*(layer.parameters() for layer in layers), strict=True))

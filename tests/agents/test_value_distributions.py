@@ -93,7 +93,8 @@ def test_scalar():
     value = ScalarValue()
     outputs = th.tensor([[1.0], [3.0]])
     assert value.expectation(outputs).tolist() == [1.0, 3.0]
-    assert value.loss(outputs, th.tensor([0.0, 1.0])).item() == pytest.approx(0.5 * (1.0 + 4.0) / 2)
+    assert value.loss(outputs, th.tensor([0.0, 1.0])).item() == pytest.approx((1.0 + 4.0) / 2)
+    assert ScalarValue(0.5).loss(outputs, th.tensor([0.0, 1.0])).item() == pytest.approx(0.5 * (1.0 + 4.0) / 2)
 
 
 def test_by_name():
