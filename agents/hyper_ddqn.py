@@ -118,7 +118,8 @@ class HyperDDQNPolicy(DQNPolicy):
         names = {"value_loss": "kind", "n_bins": "n_bins"}
         values = {name: self.values[key] for name, key in names.items()}
         value_range = (self.values["low"], self.values["high"])
-        return {**super()._get_constructor_parameters(), **self.heads, **values, "value_range": value_range}
+        own = {**self.heads, **values, "value_range": value_range, "net_arch": None}  # widths are the embedding's
+        return {**super()._get_constructor_parameters(), **own}
 
 
 class HyperDDQNCnnPolicy(HyperDDQNPolicy):

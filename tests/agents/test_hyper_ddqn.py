@@ -126,8 +126,9 @@ def test_variants_learn_and_are_saved(name, tmp_path):
     loaded = HyperDDQN.load(tmp_path / "it", device="cpu")
     observations = th.randn(20, 4)
     assert th.equal(agent.q_net(observations), loaded.q_net(observations))
-    policy = type(agent.policy)(**agent.policy._get_constructor_parameters())
-    policy.load_state_dict(agent.policy.state_dict())
+    for other in (agent, tiny(policy_kwargs={}, **HyperDDQN.VARIANTS[name])):
+        policy = type(other.policy)(**other.policy._get_constructor_parameters())
+        policy.load_state_dict(other.policy.state_dict())
 
 
 @pytest.mark.parametrize(
