@@ -174,21 +174,22 @@ def acts_deterministically(env_id: str) -> bool:
 
 def _saved_agent(path: Path, file: ModelFile) -> str:
     """The agent that saved a model: as the file says, or of those all of whose attributes are in it, the one with the most."""
-    from .catalogue import AGENTS, agent_class
+    from .catalogue import AGENTS, VARIANTS, agent_class
 
-    for name, place in AGENTS.items():
+    agents = {name: place for name, place in AGENTS.items() if name not in VARIANTS}
+    for name, place in agents.items():
         package, attribute = place.split(":")
         if file.classes[:1] == (f"{package.split('.')[0]}.{attribute}",):
             return name
     fitting, saved = {}, set(file.data)
-    for name in AGENTS:
+    for name in agents:
         bare = agent_class(name)("MlpPolicy", None, _init_setup_model=False)  # type: ignore[call-arg]
         # What is still None is filled later, and may be saved as tensors.
         attributes = {key for key, value in vars(bare).items() if value is not None} - set(bare._excluded_save_params())
         if attributes <= saved:
             fitting[name] = len(attributes)
     if not fitting:
-        raise UsageError(f"{path} was saved by none of {', '.join(AGENTS)}, or by an old version: evaluate a run's folder.")
+        raise UsageError(f"{path} was saved by none of {', '.join(agents)}, or by an old version: evaluate a run's folder.")
     return max(fitting, key=lambda name: fitting[name])
 
 

@@ -28,6 +28,8 @@ class Published:
     spread_kind: str
     source: str
     note: str
+    metric: str = "return"
+    """`"return"` of a task, or a score over many: `"train_iqm"`, `"unseen_iqm"`."""
 
     @property
     def place(self) -> str:
@@ -45,7 +47,7 @@ def same_task(one: str, other: str) -> bool:
 
 
 def read_published(folder: str | Path | None = None) -> list[Published]:
-    """The returns in all CSV files of a folder; None takes `results/published`, where it exists.
+    """The numbers in all CSV files of a folder; None takes `results/published`, where it exists.
 
     :raises RunError: if the folder is missing or a file does not have the columns
     """
@@ -68,6 +70,5 @@ def _read_paper(path: Path) -> Iterator[Published]:
                 float(line["value"]), float(line["spread"] or 0)
             except (TypeError, ValueError):
                 raise RunError(f"{path}, line {reader.line_num}: steps, value and spread must be numbers.") from None
-            if line["metric"] == "return":
-                words = (line[name] for name in COLUMNS[4:])
-                yield Published(line["agent"], line["env"], steps, *words)
+            words = (line[name] for name in COLUMNS[4:])
+            yield Published(line["agent"], line["env"], steps, *words, metric=line["metric"])

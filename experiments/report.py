@@ -23,6 +23,7 @@ SUMMARY_COLUMNS = (
     *("seed", "versus", "value", "low", "high", "runs"),
 )
 FEW_SEEDS = 5
+SCORES = {"train_iqm": "as trained", "unseen_iqm": "unseen levels"}  # metrics of published scores over many tasks
 PICTURES = {
     "curves.png": "Learning curves: IQM over seeds with 95 % bootstrap bands",
     "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
@@ -100,10 +101,11 @@ def _document(
         yield ""
         yield f"## {env}"
         yield ""
-        yield from _env_section([row for row in rows if row.env == env], [p for p in papers if same_task(p.env, env)])
+        returns = [p for p in papers if p.metric == "return" and same_task(p.env, env)]
+        yield from _env_section([row for row in rows if row.env == env], returns)
     if any(score_range(row.env) for row in rows):
         yield ""
-        yield from _score_section(rows)
+        yield from _score_section(rows, [p for p in papers if p.metric in SCORES])
     if comparisons:
         yield ""
         yield from _comparison_section(comparisons)
@@ -212,7 +214,7 @@ def _progress(run: Run) -> str:
 # ------------------------------------------------------------------------------------------- across environments
 
 
-def _score_section(rows: Sequence[Row]) -> Iterator[str]:
+def _score_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[str]:
     """Normalised scores over all environments that have a scale."""
     yield "## Normalised scores"
     yield ""
@@ -239,6 +241,12 @@ def _score_section(rows: Sequence[Row]) -> Iterator[str]:
         body.append(cells)
     yield ""
     yield from _table(header, body)
+    cited = [paper for paper in papers if any(row.agent == paper.agent for row in rows)]
+    if cited:
+        yield ""
+        for paper in cited:
+            what = f"{paper.agent}, {SCORES[paper.metric]}, {paper.place}"
+            yield f"- Published {what}: {paper.number}. {paper.source}; {paper.note}."
 
 
 def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:

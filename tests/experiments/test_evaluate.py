@@ -82,12 +82,12 @@ class TestPrinted:
         assert f"mean {np.mean(returns):.1f} (std {np.std(returns):.1f})" in out
 
     def test_one_episode_has_no_interval(self) -> None:
-        text = summary(Evaluation(np.array([7.0]), np.array([3]), None))
+        text = summary(Evaluation(np.array([7.0]), np.array([3]), None), "CartPole-v1")
         assert text == "return over 1 episode: mean 7.0 (std 0.0), IQM 7.0, length 3"
 
     def test_summary(self) -> None:
         returns = np.array([0.0, 10.0, 20.0, 1000.0])
-        text = summary(Evaluation(returns, np.array([1, 2, 3, 4]), np.array([0.0, 1.0, 1.0, 2.0])))
+        text = summary(Evaluation(returns, np.array([1, 2, 3, 4]), np.array([0.0, 1.0, 1.0, 2.0])), "CartPole-v1")
         assert "return over 4 episodes: mean 257.5 (std 428.7), IQM 15.0 [" in text
         assert text.splitlines()[1].startswith("cost: mean 1.00, IQM 1.00 [")
 
@@ -121,7 +121,7 @@ class TestBareModels:
     def test_every_agent_is_recognised(self, agent: str, tmp_path: Path) -> None:
         cls = agent_class(agent)
         small = {"buffer_size": 10} if hasattr(cls, "save_replay_buffer") else {}
-        env_id = "CartPole-v1" if agent == "DQN" else "Pendulum-v1"
+        env_id = "CartPole-v1" if "DQN" in agent else "Pendulum-v1"
         model = cls("MlpPolicy", env_id, device="cpu", **small)
         model.save(tmp_path / "it.zip")
         trained = load_trained(tmp_path / "it.zip", env_id, trust=agent in PEERS)
@@ -138,7 +138,7 @@ class TestBareModels:
     def test_agent_that_is_not_in_the_catalogue(self, refused, tmp_path: Path) -> None:
         A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
         sentence = refused("evaluate", tmp_path / "a2c.zip", "--trust", "--env", "CartPole-v1")
-        assert f"{tmp_path / 'a2c.zip'} was saved by none of BPO, MDPO, " in sentence
+        assert f"{tmp_path / 'a2c.zip'} was saved by none of BPO, HyperDDQN, HyperPPO, MDPO, " in sentence
 
     def test_without_env(self, refused, bare: Path) -> None:
         sentence = refused("evaluate", bare, "--trust")

@@ -12,7 +12,7 @@ from torch import nn
 
 from tether.envs import list_envs
 from tether.experiments import presets
-from tether.experiments.catalogue import AGENTS, agent_class, canonical_name
+from tether.experiments.catalogue import AGENTS, VARIANTS, agent_class, canonical_name
 from tether.experiments.errors import UsageError
 from tether.experiments.presets import (
     build_arguments,
@@ -143,7 +143,9 @@ class TestCheck:
     @pytest.mark.parametrize("agent", AGENTS)
     def test_every_agent_of_the_catalogue_can_be_imported(self, agent: str) -> None:
         cls = agent_class(agent.lower())
-        assert cls.__name__ == agent.removeprefix("SB3-")
+        base, variant = VARIANTS.get(agent, (agent, None))
+        assert cls.__name__ == base.removeprefix("SB3-")
+        assert variant is None or variant in cls.VARIANTS
         assert canonical_name(agent.upper()) == agent
         assert callable(cls.learn)
 

@@ -13,6 +13,7 @@ import pytest
 from matplotlib.image import imread
 from stable_baselines3.common.logger import configure
 
+from tether.experiments.diagnostics import ROWS, export_diagnostics, read_diagnostics
 from tether.experiments.errors import UsageError
 from tether.experiments.published import COLUMNS, read_published
 from tether.experiments.report import SUMMARY_COLUMNS, report
@@ -466,3 +467,56 @@ def test_reporting_is_light_to_import() -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "set()"
+
+
+class TestUnseenLevelsAndTrustRegion:
+    def write(self, root: Path, agent: str, seed: int, exported: bool) -> Path:
+        place = write_run(root, agent, "procgen/bigfish-easy-v0", seed, exported=exported)
+        table = place if exported else place / "evaluations.csv"
+        lines = table.read_text().splitlines()
+        unseen = [f"{line},{20.5 + seed},1.0" for line in lines[1:]]
+        table.write_text("\n".join([lines[0] + ",unseen_mean_reward,unseen_std_reward", *unseen]) + "\n")
+        if exported:
+            logged = ["timesteps,approx_kl,clip_fraction", *(f"{t},0.0{t},0.{t}" for t in range(1, 6))]
+            place.with_suffix(".diagnostics.csv").write_text("\n".join(logged) + "\n")
+        return place
+
+    def test_unseen_returns_scores_and_picture(self, tmp_path: Path) -> None:
+        for agent in ("HyperPPO", "HyperPPO-Euclidean"):
+            for seed in (0, 1):
+                self.write(tmp_path / "runs", agent, seed, exported=True)
+        text = report([tmp_path / "runs"], published=RESULTS / "published", out=tmp_path / "out")
+        table = next(line for line in text.splitlines() if line.startswith("| HyperPPO "))
+        assert [cell.strip() for cell in table.split("|")][4:9] == ["100.0", "[100.0, 100.0]", "100.0", "0", "21.0"]
+        score = [line for line in text.splitlines() if line.startswith("| HyperPPO ")][1]
+        cells = [cell.strip() for cell in score.split("|")]
+        assert cells[3:6] == ["1", "2", f"{(100 - 1) / 39:.3f}"]
+        assert cells[7] == f"{(21.0 - 1) / 39:.3f}"
+        assert "Published HyperPPO, unseen levels, procgen easy (16 games), 25M steps: 0.41." in text
+        assert "trust-region.png" in text
+        assert imread(tmp_path / "out" / "trust-region.png").shape[2] == 4
+
+    def test_no_picture_without_diagnostics(self, tmp_path: Path) -> None:
+        write_run(tmp_path / "runs")
+        text = report([tmp_path / "runs"], out=tmp_path / "out")
+        assert "trust-region" not in text
+        assert not (tmp_path / "out" / "trust-region.png").exists()
+
+    def test_export_thins_and_keeps_the_largest(self, tmp_path: Path) -> None:
+        folder = tmp_path / "run"
+        logger = configure(str(folder), ["csv"])
+        for step in range(1, 1_001):
+            logger.record("time/total_timesteps", step)
+            logger.record("train/approx_kl", 0.5)
+            logger.record("train/embedding_norm_max", 9.0 if step == 503 else 1.0)
+            logger.record("train/loss", 3.0)
+            logger.dump(step)
+        logger.close()
+        export_diagnostics(folder, tmp_path / "seed-0.csv")
+        series = read_diagnostics(tmp_path / "seed-0.csv")
+        assert set(series) == {"timesteps", "approx_kl", "embedding_norm_max"}
+        assert len(series["timesteps"]) == ROWS
+        assert series["timesteps"][-1] == 1_000
+        assert series["embedding_norm_max"].max() == 9.0
+        assert (series["approx_kl"] == 0.5).all()
+        assert read_diagnostics(tmp_path / "seed-1.csv") == {}
