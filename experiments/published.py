@@ -70,5 +70,5 @@ def _read_paper(path: Path) -> Iterator[Published]:
                 float(line["value"]), float(line["spread"] or 0)
             except (TypeError, ValueError):
                 raise RunError(f"{path}, line {reader.line_num}: steps, value and spread must be numbers.") from None
-            words = (line[name] for name in COLUMNS[4:])
-            yield Published(line["agent"], line["env"], steps, *words, metric=line["metric"])
+            words = {name: line[name] for name in COLUMNS if name != "steps"}
+            yield Published(steps=steps, **words)
