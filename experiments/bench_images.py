@@ -55,7 +55,6 @@ def _racers(channels: tuple[int, ...], n_steps: int, device: str) -> list[_Racer
 
     return [
         _Racer("Hyper++, 2 epochs as published", ours("hyper++", 2)),
-        _Racer("Hyper++, 3 epochs", ours("hyper++", 3)),
         _Racer("Euclidean PPO, 3 epochs", ours("euclidean", 3)),
         _Racer("Hyper+S-RYM, 3 epochs", ours("s-rym", 3)),
         _Racer("SB3's PPO, same network, 3 epochs", peer),
@@ -114,6 +113,8 @@ def _iterate(racer: _Racer, keep: bool) -> None:
     spent = time.perf_counter() - begun
     clock["inference"] = spent - sum(clock.values())
     if keep:
+        if not hasattr(model, "update"):  # SB3's `train` is nothing but its minibatches
+            racer.update.append(clock["update"] * BATCH / (steps * model.n_epochs))
         racer.iteration.append(steps / spent)
         racer.shares.append({part: 1e6 * took / steps for part, took in clock.items()})
 
@@ -130,11 +131,10 @@ def _update(racer: _Racer, keep: bool) -> None:
         batch = model._rollout_batch() | {k: th.tensor(v, device=model.device) for k, v in model.schedules().items()}
         part = minibatches(batch, BATCH)[0]
         model.policy.set_training_mode(True)
-        for counted in (False, True):  # the first takes the memory that the second finds
-            begun = _now(model)
-            model.update.epoch(part)
-            if keep and counted:
-                racer.update.append(_now(model) - begun)
+        begun = _now(model)
+        model.update.epoch(part)
+        if keep:
+            racer.update.append(_now(model) - begun)
 
 
 def _now(model: Any) -> float:
@@ -180,8 +180,8 @@ def _markdown(result: dict[str, Any]) -> str:
     for name, row in racers.items():
         update, rate = 1e3 * np.array(row["update s"]), np.array(row["env steps/s"])
         shares = [np.median([share[part] for share in row["us per env step"]]) for part in ("env", "inference", "update")]
-        ms = f"{np.median(update):,.0f} [{update.min():,.0f}, {update.max():,.0f}]" if len(update) else "-"
-        ratio = f"{np.median(update / (1e3 * reference)):.2f}" if len(update) else "-"
+        ms = f"{np.median(update):,.0f} [{update.min():,.0f}, {update.max():,.0f}]"
+        ratio = f"{np.median(update / (1e3 * reference)):.2f}"
         cells = [name, ms, ratio, f"{np.median(rate):,.0f} [{rate.min():,.0f}, {rate.max():,.0f}]"]
         cells += [*(f"{share:,.0f}" for share in shares), f"{np.median(rate / peer):.2f}"]
         lines.append("| " + " | ".join(cells) + " |")
