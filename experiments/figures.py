@@ -28,10 +28,10 @@ COLOURS = {
     "HyperPPO-Poincare": "#66bd63",
     "HyperPPO-SRYM": "#3f7fbf",
     "HyperPPO-Unregularized": "#d73027",
-    "HyperPPO-Euclidean": "#5a6270",
+    "HyperPPO-Euclidean": "#c98a1b",
     "HyperDDQN": "#1a9850",
     "HyperDDQN-SRYM": "#3f7fbf",
-    "HyperDDQN-Euclidean": "#5a6270",
+    "HyperDDQN-Euclidean": "#c98a1b",
     "GIRL": "#d6277f",
     "FMQ": "#c79a00",
     "FISOR": "#0f766e",
@@ -116,7 +116,7 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
 
 
 # What the second picture shows: name in the log, axis, and whether the axis is logarithmic.
-VIOLATIONS = (("clip_fraction", "share of ratios beyond the clip range", False), ("approx_kl", "KL(old || new)", True))
+VIOLATIONS = (("clip_fraction", "clip fraction", False), ("approx_kl", "KL(old || new)", True))
 
 
 def trust_region(rows: Sequence[Row]) -> bytes | None:
