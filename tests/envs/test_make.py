@@ -84,7 +84,7 @@ def test_list_envs_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("atari", "clinical", "robotics", "registered"):
         monkeypatch.setattr(f"tether.envs.{module}.installed", lambda *names: False)
     monkeypatch.setattr("tether.envs.procgen.build", lambda: None)
-    assert set(list_envs()) <= {"mujoco", "dm_control", "gymnasium"}
+    assert set(list_envs()) <= {"mujoco", "dm_control", "gymnasium", "tether"}
 
 
 @pytest.mark.parametrize(

@@ -386,9 +386,9 @@ class TestInterrupt:
     ) -> None:
         original, counts = callbacks.evaluate, []
 
-        def spy(model: PPO, env: VecNormalize, episodes: int) -> Any:
+        def spy(model: PPO, env: VecNormalize, episodes: int, deterministic: bool) -> Any:
             counts.append([env.obs_rms.count, model.get_vec_normalize_env().obs_rms.count])
-            result = original(model, env, episodes)
+            result = original(model, env, episodes, deterministic)
             counts[-1].append(env.obs_rms.count)  # evaluations move no statistics
             return result
 
