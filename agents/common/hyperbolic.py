@@ -12,6 +12,7 @@ float64, whatever the type of the features, and give their type back; parameters
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch as th
 from torch import nn
@@ -148,6 +149,7 @@ class HyperplaneRegression(nn.Module):
         norm = (z.square().sum(-1) + TINY).sqrt()
         return self.scores(x_e.double(), z, norm, r).to(x_e.dtype)
 
+    @abstractmethod
     def scores(self, v: th.Tensor, z: th.Tensor, norm: th.Tensor, r: th.Tensor) -> th.Tensor:
         """The head's equation.
 
@@ -156,7 +158,6 @@ class HyperplaneRegression(nn.Module):
         :param norm: |z_k| (K,)
         :param r: offsets (K,)
         """
-        raise NotImplementedError
 
 
 class HyperboloidRegression(HyperplaneRegression):

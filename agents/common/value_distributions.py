@@ -6,6 +6,7 @@ Each is the loss of a network's outputs against scalar targets, and the value th
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch as th
 from torch import nn
@@ -48,9 +49,9 @@ class CategoricalValue(nn.Module):
         self.register_buffer("values", values, persistent=False)
         self.outputs, self.low, self.high = len(values), low, high
 
+    @abstractmethod
     def probabilities(self, targets: th.Tensor) -> th.Tensor:
         """The histogram (B, n_bins) of scalar targets (B,)."""
-        raise NotImplementedError
 
     def loss(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """mean( -sum_i p_i(t) log softmax_i ); outputs (B, n_bins), targets (B,)."""
