@@ -92,6 +92,7 @@ def survive(kills: int, folder: Path, seed: int = 0) -> Tally:
 
 def _run(context: Any, words: list[str], log: Path, seconds: float | None = None) -> int | None:
     """Exit code of the command, or None where it was killed after ``seconds``."""
+    log.write_text("")  # or a start that is killed before it opens its log would seem to say what the last one said
     process = context.Process(target=command, args=(words, str(log)))
     process.start()
     process.join(seconds)
