@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -13,6 +14,7 @@ from gymnasium import spaces
 from stable_baselines3.common.env_checker import check_env
 
 from tether.envs import EnvError, list_envs, make_env, make_vec
+from tether.envs.procgen import build
 
 
 class Corridor(gym.Env):
@@ -85,6 +87,20 @@ def test_list_envs_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(f"tether.envs.{module}.installed", lambda *names: False)
     monkeypatch.setattr("tether.envs.procgen.build", lambda: None)
     assert set(list_envs()) <= {"mujoco", "dm_control", "gymnasium", "tether"}
+
+
+class WithoutQt(ModuleType):
+    """EnvPool's module where Qt is missing: it can be imported, and every look at its names raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise ImportError("libQt5Gui.so.5: cannot open shared object file")
+
+
+def test_without_qt_there_is_no_procgen(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("envpool")
+    monkeypatch.setitem(sys.modules, "envpool.procgen", WithoutQt("envpool.procgen"))
+    monkeypatch.setattr("tether.envs.procgen.installed", lambda *names: names == ("envpool",))
+    assert build.__wrapped__() is None
 
 
 @pytest.mark.parametrize(
