@@ -154,8 +154,10 @@ def _pool_id(match: re.Match[str]) -> str:
 
 
 def _pool(env_id: str) -> PoolTask | None:
-    match = _FORM.fullmatch(env_id)
-    if match is None or build() != "envpool":
+    if _FORM.fullmatch(env_id) is None:
+        return None
+    match = _parse(env_id)
+    if build() != "envpool":
         return None
     return PoolTask(_pool_id(match), agrees=True, arguments=_ARGUMENTS, config=_LEVELS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -156,13 +157,14 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(EnvError, match="did you mean 'procgen/coinrun-easy-v0'"):
             make("procgen/coinrum-easy-v0")
     monkeypatch.setattr("tether.envs.procgen.build", lambda: None)
-    with pytest.raises(EnvError) as error:
-        make_env("procgen/coinrun-easy-v0")
-    assert str(error.value) == (
-        'procgen/coinrun-easy-v0 needs EnvPool and Qt 5: pip install "tether-rl[procgen]" and apt-get install '
-        "libqt5core5a libqt5gui5, or, without Qt, pip install gym==0.26.2 cffi and pip install --no-deps gym3 "
-        "procgen-mirror==0.10.7."
-    )
+    for make_one in (make_env, partial(make_vec, n_envs=2), partial(make_vec, backend="envpool")):
+        with pytest.raises(EnvError) as error:
+            make_one("procgen/coinrun-easy-v0")
+        assert str(error.value) == (
+            'procgen/coinrun-easy-v0 needs EnvPool and Qt 5: pip install "tether-rl[procgen]" and apt-get install '
+            "libqt5core5a libqt5gui5, or, without Qt, pip install gym==0.26.2 cffi and pip install --no-deps gym3 "
+            "procgen-mirror==0.10.7."
+        )
 
 
 def test_openai_game_goes_on_from_its_state() -> None:
