@@ -18,6 +18,7 @@ import numpy as np
 
 from .errors import UsageError, nearest
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
+from .markdown import spread, table
 from .presets import build_arguments, preset
 
 if TYPE_CHECKING:
@@ -266,13 +267,13 @@ def _table(result: dict[str, Any]) -> list[str]:
     head = ["agent", "settings", "env steps/s", "env µs", "policy µs", "update µs", "of the limit"]
     head += [f"of {reference}" for reference in references]
     lines = [f"Random actions: {np.median(limit):,.0f} env steps/s [{limit.min():,.0f}, {limit.max():,.0f}].", ""]
-    lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    body = []
     for name, rate in rates.items():
         shares = [np.median([share[part] for share in rows[name]["us per env step"]]) for part in ("env", "policy", "update")]
         cells = [
-            name, rows[name]["settings"], f"{np.median(rate):,.0f} [{rate.min():,.0f}, {rate.max():,.0f}]",
+            name, rows[name]["settings"], spread(rate),
             *(f"{share:.0f}" for share in shares), f"{np.median(rate / limit):.2f}",
             *(f"{np.median(rate / rates[reference]):.2f}" for reference in references),
         ]  # fmt: skip
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        body.append(cells)
+    return [*lines, *table(head, body)]

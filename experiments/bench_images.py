@@ -16,6 +16,7 @@ import numpy as np
 
 from .bench import _timed
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
+from .markdown import spread, table
 
 ENV = "procgen/bigfish-easy-v0"
 N_ENVS, BATCH = 64, 2048
@@ -174,17 +175,15 @@ def _markdown(result: dict[str, Any]) -> str:
         "minibatch; a whole iteration is a rollout and all its epochs, split into *env*, *inference* and *update* (with the",
         "evaluation of the rollout before and after it).",
         "",
-        "| agent | update, ms | of Euclidean | env steps/s | env µs | inference µs | update µs | of SB3 |",
-        "|---|---|---|---|---|---|---|---|",
     ]
+    header = ["agent", "update, ms", "of Euclidean", "env steps/s", "env µs", "inference µs", "update µs", "of SB3"]
+    body = []
     for name, row in racers.items():
         update, rate = 1e3 * np.array(row["update s"]), np.array(row["env steps/s"])
         shares = [np.median([share[part] for share in row["us per env step"]]) for part in ("env", "inference", "update")]
-        ms = f"{np.median(update):,.0f} [{update.min():,.0f}, {update.max():,.0f}]"
-        ratio = f"{np.median(update / (1e3 * reference)):.2f}"
-        cells = [name, ms, ratio, f"{np.median(rate):,.0f} [{rate.min():,.0f}, {rate.max():,.0f}]"]
-        cells += [*(f"{share:,.0f}" for share in shares), f"{np.median(rate / peer):.2f}"]
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [name, spread(update), f"{np.median(update / (1e3 * reference)):.2f}", spread(rate)]
+        body.append([*cells, *(f"{share:,.0f}" for share in shares), f"{np.median(rate / peer):.2f}"])
+    lines += table(header, body)
     if result["device"] == "cpu":
         lines += ["", *_estimate(result)]
     return "\n".join(lines) + "\n"

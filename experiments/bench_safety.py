@@ -15,6 +15,7 @@ import numpy as np
 
 from .catalogue import OURS, agent_class
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
+from .markdown import table
 from .presets import build_arguments, merge, preset
 
 ENV = "HalfCheetah-v5"
@@ -180,16 +181,14 @@ def _markdown(rows: list[dict[str, Any]], made: dict[str, Any]) -> str:
         f"in brackets, and its share of {INTERVAL:.0f} s. The replay buffer of OffPolicyMDPO is full, {FULL:,} transitions,",
         "and every row is looked at, because each round is a call of `learn` of its own.",
         "",
-        "| agent | guard, counted, % | guard, raced, % | checkpoint, ms | % of training time |",
-        "|---|---|---|---|---|",
     ]
+    header = ["agent", "guard, counted, %", "guard, raced, %", "checkpoint, ms", "% of training time"]
+    body = []
     for row in rows:
         cost = 100.0 * (np.array(row["without"]) / np.array(row["with the guard"]) - 1.0)
         low, middle, high = np.percentile(cost, [25, 50, 75])
         save = 1e3 * np.array(row["seconds to save"])
-        lines.append(
-            f"| {row['agent']} | {100 * row['seconds of looking per env step'] * np.median(row['with the guard']):.2f} | "
-            f"{middle:.1f} [{low:.1f}, {high:.1f}] | {np.median(save):.0f} [{save.max():.0f}] | "
-            f"{np.median(save) / INTERVAL / 10:.2f} |"
-        )
-    return "\n".join(lines) + "\n"
+        counted = 100 * row["seconds of looking per env step"] * np.median(row["with the guard"])
+        raced, saving = f"{middle:.1f} [{low:.1f}, {high:.1f}]", f"{np.median(save):.0f} [{save.max():.0f}]"
+        body.append([row["agent"], f"{counted:.2f}", raced, saving, f"{np.median(save) / INTERVAL / 10:.2f}"])
+    return "\n".join([*lines, *table(header, body)]) + "\n"

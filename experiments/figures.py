@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from .diagnostics import Series
+from .markdown import format_steps
 from .runs import FloatArray, Row, Run
 from .statistics import interval, iqm
 
@@ -73,14 +74,6 @@ STYLE: dict[Any, Any] = {
 }
 COLUMNS = 3
 GRID_POINTS = 200
-
-
-def format_steps(steps: float) -> str:
-    """Steps as people say them: 300k, 2.5M."""
-    for unit, name in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(steps) >= unit:
-            return f"{steps / unit:.4g}{name}"
-    return f"{steps:.4g}"
 
 
 def prominence(row: Row) -> tuple[bool, str, str, int]:

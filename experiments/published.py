@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from .figures import format_steps
+from .markdown import format_steps
 from .runs import RunError
 
 DEFAULT = Path("results/published")

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from .figures import format_steps, learning_curves, prominence, trust_region
+from .figures import learning_curves, prominence, trust_region
+from .markdown import brackets, format_steps, number, ranges, table
 from .published import Published, read_published, same_task
 from .runs import FloatArray, Row, Run, RunError, group, load_runs
-from .scores import normalized, score_range
-from .statistics import Estimate, interval, iqm, probability_of_improvement, stratified_bootstrap
+from .scores import SCORES, score_range, score_section
+from .statistics import Estimate, interval, iqm, probability_of_improvement
 
 SUMMARY_COLUMNS = (
     *("env", "agent", "steps", "source", "finished", "quantity", "statistic"),
     *("seed", "versus", "value", "low", "high", "runs"),
 )
 FEW_SEEDS = 5
-SCORES = {"train_iqm": "as trained", "unseen_iqm": "unseen levels"}  # metrics of published scores over many tasks
 PICTURES = {
     "curves.png": "Learning curves: IQM over seeds with 95 % bootstrap bands",
     "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
@@ -105,7 +105,7 @@ def _document(
         yield from _env_section([row for row in rows if row.env == env], returns)
     if any(score_range(row.env) for row in rows):
         yield ""
-        yield from _score_section(rows, [p for p in papers if p.metric in SCORES])
+        yield from score_section(rows, [p for p in papers if p.metric in SCORES])
     if comparisons:
         yield ""
         yield from _comparison_section(comparisons)
@@ -131,9 +131,9 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
         cells += _score_cells(row.unseen_returns)[:2] if with_unseen else []
         cells += _score_cells(row.costs) if with_costs else []
         cells += [_published_cell(cited[row.agent, row.steps], header)] if any(cited.values()) else []
-        cells += [_number(_speed(row))]
+        cells += [number(_speed(row))]
         body.append(cells)
-    yield from _table(header, body)
+    yield from table(header, body)
     notes = [*_notes(rows), *_citations(cited)]
     if notes:
         yield ""
@@ -150,7 +150,7 @@ def _score_cells(scores: FloatArray) -> list[str]:
     """IQM, interval and mean of one score per seed."""
     if not len(scores):
         return ["-", "-", "-"]
-    return [_number(iqm(scores)), _interval(*interval(scores)), _number(scores.mean())]
+    return [number(iqm(scores)), brackets(*interval(scores)), number(scores.mean())]
 
 
 def _published_cell(papers: Sequence[Published], header: Sequence[str]) -> str:
@@ -214,41 +214,6 @@ def _progress(run: Run) -> str:
 # ------------------------------------------------------------------------------------------- across environments
 
 
-def _score_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[str]:
-    """Normalised scores over all environments that have a scale."""
-    yield "## Normalised scores"
-    yield ""
-    yield (
-        "(R - R_min) / (R_max - R_min) of the final policy, with the constants in `experiments/scores.py`; IQM over all runs "
-        "of all environments, intervals by the bootstrap stratified by environment. Unfinished runs take no part."
-    )
-    scores: dict[tuple[str, int], list[tuple[FloatArray, FloatArray]]] = {}
-    for row in rows:
-        seen, unseen = (normalized(row.env, returns) for returns in (row.returns, row.unseen_returns))
-        if seen is not None and unseen is not None and row.finished:
-            scores.setdefault((row.label, row.steps), []).append((seen, unseen))
-    with_unseen = any(len(unseen) for pairs in scores.values() for _, unseen in pairs)
-    header = ["agent", "steps", "environments", "runs", "as trained (IQM)", "95 % interval"]
-    header += ["unseen levels (IQM)", "95 % interval"] if with_unseen else []
-    body = []
-    for (label, steps), pairs in scores.items():
-        kinds = list(zip(*pairs, strict=True))[: 1 + with_unseen]
-        cells = [label, format_steps(steps), str(len(pairs)), str(sum(len(seen) for seen, _ in pairs))]
-        for tasks in kinds:
-            filled = [task for task in tasks if len(task)]
-            whole = np.concatenate(filled) if filled else np.empty(0)
-            cells += [f"{iqm(whole):.3f}", _interval(*stratified_bootstrap(filled), "{:.3f}")] if filled else ["-", "-"]
-        body.append(cells)
-    yield ""
-    yield from _table(header, body)
-    cited = [paper for paper in papers if any(row.agent == paper.agent for row in rows)]
-    if cited:
-        yield ""
-        for paper in cited:
-            what = f"{paper.agent}, {SCORES[paper.metric]}, {paper.place}"
-            yield f"- Published {what}: {paper.number}. {paper.source}; {paper.note}."
-
-
 def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """Every pair of agents that share a task. Rows of unfinished runs take no part."""
     for quantity, sign in (("return", 1), ("cost", -1)):
@@ -278,10 +243,10 @@ def _comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
         if chosen:
             yield ""
             header = ["X", "Y", f"P(X has the {better})", "95 % interval", "environments", "runs X / Y"]
-            yield from _table(
+            yield from table(
                 header,
                 [
-                    [c.x, c.y, f"{c.estimate.value:.2f}", _interval(*c.estimate[1:], "{:.2f}"), str(c.tasks), c.runs]
+                    [c.x, c.y, f"{c.estimate.value:.2f}", brackets(*c.estimate[1:], "{:.2f}"), str(c.tasks), c.runs]
                     for c in chosen
                 ],
             )
@@ -301,7 +266,7 @@ def _making_section(rows: Sequence[Row]) -> Iterator[str]:
         yield ""
         yield "```"
         width = max(map(len, commands))
-        yield from (f"{command:{width}}  # seed {_ranges(seeds)}" for command, seeds in commands.items())
+        yield from (f"{command:{width}}  # seed {ranges(seeds)}" for command, seeds in commands.items())
         yield "```"
     yield ""
     yield from (f"- {line}" for line in _circumstances(list(_all_runs(rows))))
@@ -410,42 +375,10 @@ def _speed(row: Row) -> float:
     return float(np.median(speeds)) if speeds else float("nan")
 
 
-def _number(value: float) -> str:
-    """Four to five digits, and a dash for nan."""
-    if not np.isfinite(value):
-        return "-"
-    size = abs(value)
-    return f"{value:.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
-
-
-def _interval(low: float, high: float, form: str = "") -> str:
-    if not np.isfinite(low):
-        return "-"
-    return f"[{form.format(low)}, {form.format(high)}]" if form else f"[{_number(low)}, {_number(high)}]"
-
-
 def _std(scores: FloatArray) -> str:
-    return _number(scores.std(ddof=1)) if len(scores) > 1 else "-"
+    return number(scores.std(ddof=1)) if len(scores) > 1 else "-"
 
 
 def _exact(value: float) -> str:
     """For machines: every digit, empty for nan."""
     return repr(float(value)) if np.isfinite(value) else ""
-
-
-def _ranges(seeds: Iterable[int]) -> str:
-    """0, 1, 2, 5 as "0-2, 5"."""
-    ordered = sorted(set(seeds))
-    starts = [seed for seed in ordered if seed - 1 not in ordered]
-    ends = [seed for seed in ordered if seed + 1 not in ordered]
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
-
-
-def _table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]:
-    """A Markdown table whose columns also line up in a terminal; the first column is left-aligned, numbers right."""
-    cells = [[cell.replace("|", "\\|") for cell in line] for line in (header, *body)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    rule = [":" + "-" * (width - 1) if i == 0 else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
-    for line in (cells[0], rule, *cells[1:]):
-        padded = (c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        yield f"| {' | '.join(padded)} |"

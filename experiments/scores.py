@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from .markdown import brackets, format_steps, table
+from .published import Published
+from .runs import FloatArray, Row
+from .statistics import iqm, stratified_bootstrap
+
+SCORES = {"train_iqm": "as trained", "unseen_iqm": "unseen levels"}  # metrics of published scores over many tasks
 # ProcGen's easy mode, (R_min, R_max): Cobbe et al. 2020, arXiv 1912.01588, as public code quotes it.
 PROCGEN_EASY = {
     "bigfish": (1.0, 40.0), "bossfight": (0.5, 13.0), "caveflyer": (3.5, 12.0), "chaser": (0.5, 13.0),
@@ -33,3 +40,38 @@ def normalized(env_id: str, returns: np.ndarray) -> np.ndarray | None:
     """(R - R_min) / (R_max - R_min), or None where there is no convention; neither end is clipped."""
     ends = score_range(env_id)
     return None if ends is None else (returns - ends[0]) / (ends[1] - ends[0])
+
+
+def score_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[str]:
+    """Normalised scores over all environments that have a scale."""
+    yield "## Normalised scores"
+    yield ""
+    yield (
+        "(R - R_min) / (R_max - R_min) of the final policy, with the constants in `experiments/scores.py`; IQM over all runs "
+        "of all environments, intervals by the bootstrap stratified by environment. Unfinished runs take no part."
+    )
+    scores: dict[tuple[str, int], list[tuple[FloatArray, FloatArray]]] = {}
+    for row in rows:
+        seen, unseen = (normalized(row.env, returns) for returns in (row.returns, row.unseen_returns))
+        if seen is not None and unseen is not None and row.finished:
+            scores.setdefault((row.label, row.steps), []).append((seen, unseen))
+    with_unseen = any(len(unseen) for pairs in scores.values() for _, unseen in pairs)
+    header = ["agent", "steps", "environments", "runs", "as trained (IQM)", "95 % interval"]
+    header += ["unseen levels (IQM)", "95 % interval"] if with_unseen else []
+    body = []
+    for (label, steps), pairs in scores.items():
+        kinds = list(zip(*pairs, strict=True))[: 1 + with_unseen]
+        cells = [label, format_steps(steps), str(len(pairs)), str(sum(len(seen) for seen, _ in pairs))]
+        for tasks in kinds:
+            filled = [task for task in tasks if len(task)]
+            whole = np.concatenate(filled) if filled else np.empty(0)
+            cells += [f"{iqm(whole):.3f}", brackets(*stratified_bootstrap(filled), "{:.3f}")] if filled else ["-", "-"]
+        body.append(cells)
+    yield ""
+    yield from table(header, body)
+    cited = [paper for paper in papers if any(row.agent == paper.agent for row in rows)]
+    if cited:
+        yield ""
+        for paper in cited:
+            what = f"{paper.agent}, {SCORES[paper.metric]}, {paper.place}"
+            yield f"- Published {what}: {paper.number}. {paper.source}; {paper.note}."
