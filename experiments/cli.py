@@ -119,7 +119,8 @@ def _whole(word: str) -> int:
 
 def _train(args: argparse.Namespace) -> int:
     from .presets import parse_assignments
-    from .train import RunConfig, train
+    from .run_config import RunConfig
+    from .train import train
 
     config = RunConfig(
         agent=args.agent,

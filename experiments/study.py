@@ -23,7 +23,8 @@ from .errors import UsageError, nearest
 from .interrupts import stoppable
 from .manifest import write_json
 from .presets import read_yaml
-from .train import RunConfig, check_environment
+from .run_config import RunConfig
+from .train import check_environment
 
 
 def _is_whole(value: Any) -> bool:

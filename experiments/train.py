@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from .catalogue import OURS, agent_class, canonical_name
+from .catalogue import OURS, agent_class
 from .errors import UsageError, first_line
 from .interrupts import Stop, stoppable
 from .manifest import describe, read_manifest, write_json
-from .presets import build_arguments, check_arguments, merge, preset
+from .presets import build_arguments
+from .run_config import RunConfig, identity_of, plain, refuse_other_configuration
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -31,69 +30,7 @@ if TYPE_CHECKING:
 
     from .callbacks import EvaluationCallback, StopCallback
 
-DEFAULT_STEPS = 1_000_000
 MAX_ROLLBACKS = 5  # in one call of `train`
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """What ``tether train`` was asked for; the run's identity is all of it but ``out`` and ``device``.
-
-    :param agent: name in the catalogue
-    :param env: environment id
-    :param steps: env steps (None: the preset's, else a million)
-    :param n_envs: parallel environments (None: the preset's, else 1)
-    :param backend: of the vector environment: auto, dummy, subproc, envpool
-    :param hp: constructor arguments that override the preset
-    :param eval_every: env steps between evaluations (None: a twentieth of ``steps``)
-    :param checkpoint_every: seconds between checkpoints
-    :param on_nonfinite: at a number that is not finite: "stop"; "skip" the update or the episodes; "rollback" to the last
-        checkpoint, with other random numbers
-    :param out: folder below which run folders lie
-    """
-
-    agent: str
-    env: str
-    steps: int | None = None
-    seed: int = 0
-    n_envs: int | None = None
-    backend: str = "auto"
-    env_kwargs: dict[str, Any] = field(default_factory=dict)
-    hp: dict[str, Any] = field(default_factory=dict)
-    eval_every: int | None = None
-    eval_episodes: int = 10
-    checkpoint_every: float = 120.0
-    on_nonfinite: str = "stop"
-    out: Path = Path("results/runs")
-    device: str = "auto"
-
-    def resolve(self) -> tuple[RunConfig, dict[str, Any]]:
-        """The configuration with every default filled in, and the agent's checked arguments.
-
-        :raises UsageError: in one sentence, for anything that cannot be run
-        """
-        agent = canonical_name(self.agent)
-        arguments = merge(preset(agent, self.env), self.hp)
-        check_arguments(agent, arguments)
-        steps = arguments.get("steps", DEFAULT_STEPS) if self.steps is None else self.steps
-        n_envs = arguments.get("n_envs", 1) if self.n_envs is None else self.n_envs
-        eval_every = max(1, steps // 20) if self.eval_every is None else self.eval_every
-        whole = {"steps": steps, "n-envs": n_envs, "eval-every": eval_every, "eval-episodes": self.eval_episodes}
-        for option, number in whole.items():
-            _require(number >= 1, f"--{option} must be 1 or more, not {number}.")
-        _require(self.checkpoint_every > 0, f"--checkpoint-every is in seconds and above 0, not {self.checkpoint_every}.")
-        choices = ("stop", "skip", "rollback") if agent in OURS else ("stop", "rollback")
-        known = self.on_nonfinite in choices
-        _require(known, f"--on-nonfinite of {agent} is one of {', '.join(choices)}, not '{self.on_nonfinite}'.")
-        if "buffer_size" not in self.hp and "buffer_size" in inspect.signature(agent_class(agent).__init__).parameters:
-            # A replay buffer never holds more than the run collects; a smaller one makes smaller checkpoints.
-            arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs))
-        return replace(self, agent=agent, steps=steps, n_envs=n_envs, eval_every=eval_every), arguments
-
-    @property
-    def folder(self) -> Path:
-        """``<out>/<env>/<agent>/seed-<k>``; slashes of an env id become ``--``."""
-        return self.out / self.env.replace("/", "--") / self.agent / f"seed-{self.seed}"
 
 
 @dataclass(frozen=True)
@@ -120,10 +57,10 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
     """
     config, arguments = config.resolve()
     folder = config.folder
-    identity = _identity(config, arguments)
+    identity = identity_of(config, arguments)
     previous = read_manifest(folder)
     if previous is not None:
-        _refuse_other_configuration(folder, previous["config"], identity)
+        refuse_other_configuration(folder, previous["config"], identity)
         if previous["status"] == "finished":
             return RunResult(folder, finished=True, fresh=False, manifest=previous)
     check_environment(config)
@@ -345,7 +282,7 @@ class _Run:
         hparams = {"agent": config.agent, "env": config.env, "seed": config.seed}
         hparams |= {k: v if isinstance(v, (int, float, bool)) else str(v) for k, v in self.arguments.items()}
         guard = [] if config.agent in OURS else [FiniteCallback()]
-        text = yaml.safe_dump(_plain(self.manifest["config"]), sort_keys=False)
+        text = yaml.safe_dump(plain(self.manifest["config"]), sort_keys=False)
         configuration = ConfigurationCallback(hparams, "".join(f"    {line}\n" for line in text.splitlines()))
         return evaluation, checkpoint, stopper, [*guard, CostCallback(), configuration]
 
@@ -373,43 +310,11 @@ class _Run:
 # ---------------------------------------------------------------------- pieces
 
 
-def _identity(config: RunConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same: the configuration with the agent's arguments, without where and on what it runs."""
-    plain = asdict(config)
-    for key in ("out", "device", "checkpoint_every", "on_nonfinite", "hp"):
-        plain.pop(key)
-    return plain | {"arguments": {k: v for k, v in arguments.items() if k not in ("n_envs", "steps")}}
-
-
 def _may_roll_back(config: RunConfig, error: ValueError, rollbacks: int) -> bool:
     """Whether an error is one that other random numbers may avoid, and there were not too many of them."""
     from tether.agents import NonFiniteError
 
     return isinstance(error, NonFiniteError) and config.on_nonfinite == "rollback" and rollbacks <= MAX_ROLLBACKS
-
-
-def _refuse_other_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    old, new = dict(_leaves(_plain(before))), dict(_leaves(_plain(now)))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            raise UsageError(
-                f"{folder} holds a run with another configuration ('{key}' was {old.get(key)!r}, now {new.get(key)!r}): "
-                "delete the folder, or give another --seed or --out."
-            )
-
-
-def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted names and values; an agent's arguments stand under their own names, as --hp takes them."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, "" if prefix + key == "arguments" else f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back, so that a tuple equals the list it was written as."""
-    return json.loads(json.dumps(value, default=str))
 
 
 def check_environment(config: RunConfig) -> None:
@@ -465,11 +370,6 @@ def _stopwatch(before: float) -> Callable[[], float]:
     """A function that gives the seconds since now, plus those of the run's former parts."""
     begun = time.monotonic()
     return lambda: before + time.monotonic() - begun
-
-
-def _require(condition: bool, sentence: str) -> None:
-    if not condition:
-        raise UsageError(sentence)
 
 
 def _default_policy(env: VecEnv) -> str:

@@ -38,8 +38,9 @@ from tether.experiments.callbacks import COLUMNS, ConfigurationCallback
 from tether.experiments.catalogue import OURS
 from tether.experiments.interrupts import stoppable
 from tether.experiments.logs import STEP, ProgressWriter, drop_episodes_after
+from tether.experiments.run_config import RunConfig
 from tether.experiments.runs import load_runs
-from tether.experiments.train import RunConfig, train
+from tether.experiments.train import train
 
 
 class Costly(gym.Env):

@@ -1,0 +1,115 @@
+"""What a run was asked for, and whether a folder holds the same run."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .catalogue import OURS, agent_class, canonical_name
+from .errors import UsageError
+from .presets import check_arguments, merge, preset
+
+DEFAULT_STEPS = 1_000_000
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What ``tether train`` was asked for; the run's identity is all of it but ``out`` and ``device``.
+
+    :param agent: name in the catalogue
+    :param env: environment id
+    :param steps: env steps (None: the preset's, else a million)
+    :param n_envs: parallel environments (None: the preset's, else 1)
+    :param backend: of the vector environment: auto, dummy, subproc, envpool
+    :param hp: constructor arguments that override the preset
+    :param eval_every: env steps between evaluations (None: a twentieth of ``steps``)
+    :param checkpoint_every: seconds between checkpoints
+    :param on_nonfinite: at a number that is not finite: "stop"; "skip" the update or the episodes; "rollback" to the last
+        checkpoint, with other random numbers
+    :param out: folder below which run folders lie
+    """
+
+    agent: str
+    env: str
+    steps: int | None = None
+    seed: int = 0
+    n_envs: int | None = None
+    backend: str = "auto"
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    hp: dict[str, Any] = field(default_factory=dict)
+    eval_every: int | None = None
+    eval_episodes: int = 10
+    checkpoint_every: float = 120.0
+    on_nonfinite: str = "stop"
+    out: Path = Path("results/runs")
+    device: str = "auto"
+
+    def resolve(self) -> tuple[RunConfig, dict[str, Any]]:
+        """The configuration with every default filled in, and the agent's checked arguments.
+
+        :raises UsageError: in one sentence, for anything that cannot be run
+        """
+        agent = canonical_name(self.agent)
+        arguments = merge(preset(agent, self.env), self.hp)
+        check_arguments(agent, arguments)
+        steps = arguments.get("steps", DEFAULT_STEPS) if self.steps is None else self.steps
+        n_envs = arguments.get("n_envs", 1) if self.n_envs is None else self.n_envs
+        eval_every = max(1, steps // 20) if self.eval_every is None else self.eval_every
+        whole = {"steps": steps, "n-envs": n_envs, "eval-every": eval_every, "eval-episodes": self.eval_episodes}
+        for option, number in whole.items():
+            _require(number >= 1, f"--{option} must be 1 or more, not {number}.")
+        _require(self.checkpoint_every > 0, f"--checkpoint-every is in seconds and above 0, not {self.checkpoint_every}.")
+        choices = ("stop", "skip", "rollback") if agent in OURS else ("stop", "rollback")
+        known = self.on_nonfinite in choices
+        _require(known, f"--on-nonfinite of {agent} is one of {', '.join(choices)}, not '{self.on_nonfinite}'.")
+        if "buffer_size" not in self.hp and "buffer_size" in inspect.signature(agent_class(agent).__init__).parameters:
+            # A replay buffer never holds more than the run collects; a smaller one makes smaller checkpoints.
+            arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs))
+        return replace(self, agent=agent, steps=steps, n_envs=n_envs, eval_every=eval_every), arguments
+
+    @property
+    def folder(self) -> Path:
+        """``<out>/<env>/<agent>/seed-<k>``; slashes of an env id become ``--``."""
+        return self.out / self.env.replace("/", "--") / self.agent / f"seed-{self.seed}"
+
+
+def identity_of(config: RunConfig, arguments: dict[str, Any]) -> dict[str, Any]:
+    """What makes two runs the same: the configuration with the agent's arguments, without where and on what it runs."""
+    values = asdict(config)
+    for key in ("out", "device", "checkpoint_every", "on_nonfinite", "hp"):
+        values.pop(key)
+    return values | {"arguments": {k: v for k, v in arguments.items() if k not in ("n_envs", "steps")}}
+
+
+def refuse_other_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """:raises UsageError: if two identities differ, with the first difference"""
+    old, new = dict(_leaves(plain(before))), dict(_leaves(plain(now)))
+    for key in sorted({*old, *new}):
+        if old.get(key) != new.get(key):
+            raise UsageError(
+                f"{folder} holds a run with another configuration ('{key}' was {old.get(key)!r}, now {new.get(key)!r}): "
+                "delete the folder, or give another --seed or --out."
+            )
+
+
+def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted names and values; an agent's arguments stand under their own names, as --hp takes them."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, "" if prefix + key == "arguments" else f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def plain(value: Any) -> Any:
+    """As JSON gives it back, so that a tuple equals the list it was written as."""
+    return json.loads(json.dumps(value, default=str))
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UsageError(sentence)
