@@ -46,7 +46,7 @@ class Suite:
     :param owns: whether an id belongs to the suite by its form, installed or not
     :param ids: the ids that can be made now; empty where the suite's extra is not installed
     :param make: ``make(env_id, flatten, render_mode, **kwargs)`` gives one environment
-    :param pool: EnvPool's task for an id, None where there is none
+    :param pool: EnvPool's task for an id, None where there is none; `EnvError` where only the installation lacks something
     :param vec_arguments: keyword arguments that `make_vec` adds
     :param frame_stack: how many observations `make_vec` stacks by default
     :param scoring: arguments under which returns are the scores that papers report, where training sees others

@@ -18,7 +18,7 @@ def table(header: Sequence[str], body: Sequence[Sequence[str]]) -> Iterator[str]
 
 
 def number(value: float) -> str:
-    """Four to five digits, and a dash for nan."""
+    """Three digits, of larger numbers all before the point; a dash for nan."""
     if not np.isfinite(value):
         return "-"
     size = abs(value)

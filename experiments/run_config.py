@@ -18,7 +18,7 @@ DEFAULT_STEPS = 1_000_000
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What ``tether train`` was asked for; the run's identity is all of it but ``out`` and ``device``.
+    """What ``tether train`` was asked for; what of it makes the run's identity, :func:`identity_of` says.
 
     :param agent: name in the catalogue
     :param env: environment id
