@@ -191,7 +191,7 @@ class Bernoulli(_FromParameters, BernoulliDistribution):  # type: ignore[misc]
 def action_distribution(space: spaces.Space[Any]) -> Distribution:
     """The distribution for an action space.
 
-    :raises NotImplementedError: for a space that is neither Box, Discrete, MultiDiscrete nor MultiBinary
+    :raises ValueError: for a space that is neither Box, Discrete, MultiDiscrete nor MultiBinary
     """
     if isinstance(space, spaces.Box):
         return Gaussian(get_action_dim(space))
@@ -201,4 +201,5 @@ def action_distribution(space: spaces.Space[Any]) -> Distribution:
         return MultiCategorical(list(space.nvec))
     if isinstance(space, spaces.MultiBinary):
         return Bernoulli(int(space.shape[0]))
-    raise NotImplementedError(f"There is no action distribution for {space}.")
+    raise ValueError(f"There is no action distribution for {space}: wrap the environment so that its actions are one of "
+                     "Box, Discrete, MultiDiscrete or MultiBinary.")

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tests.kit.rollouts import collected
 from tests.kit.worlds import Identity
 from tether.agents import BPO, MDPO, PPO, R2VPO
+from tether.agents.common.distributions import action_distribution
 from tether.agents.common.finite import DeviceGuard, NonFiniteError
 from tether.agents.common.flat_adam import FlatAdam
 from tether.agents.common.updates import Update, batch_length, in_chunks, map_batch, minibatches, side_by_side
@@ -217,8 +218,6 @@ def test_what_numpy_cannot_do_goes_through_the_policy():
 )
 def test_samples_from_noise_have_the_right_frequencies(space, frequencies):
     """100,000 draws: every probability within 5 standard errors (0.008)."""
-    from tether.agents.common.distributions import action_distribution
-
     if isinstance(space, spaces.MultiBinary):
         p = th.tensor(frequencies)
         logits = (p / (1 - p)).log()
@@ -241,8 +240,6 @@ def test_samples_from_noise_have_the_right_frequencies(space, frequencies):
 def test_distributions_equal_sb3s(space):
     """log-probability, entropy and mode against SB3's classes on the same parameters."""
     from stable_baselines3.common.distributions import make_proba_distribution
-
-    from tether.agents.common.distributions import action_distribution
 
     th.manual_seed(0)
     ours, theirs = action_distribution(space), make_proba_distribution(space)
@@ -288,3 +285,8 @@ def test_boxes_of_actions_with_several_axes(cls):
     after = agent.predict(observation, deterministic=True)[0]
     assert before.shape == after.shape == (2, 2)
     assert not np.array_equal(before, after)
+
+
+def test_an_action_space_without_distribution_is_refused():
+    with pytest.raises(ValueError, match="wrap the environment"):
+        action_distribution(spaces.Text(3))
