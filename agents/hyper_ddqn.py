@@ -307,7 +307,7 @@ class HyperDDQN(OffPolicyAgent, DQN):
         for _ in range(gradient_steps):
             replay = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             loss, info = self.loss(replay)
-            self._step(self.policy.optimizer, loss, info, replay)
+            self._step(self.policy.optimizer, loss, info, replay._asdict())
             self._infos.append(info | self._gradient_norms())
         self._n_updates += gradient_steps
         if len(self._infos) >= LOG_EVERY:

@@ -49,26 +49,28 @@ class CapturedCall:
     into the memory that the graph reads. A batch of other shapes starts anew, and so does
     an optimiser whose state was loaded.
 
-    :param function: takes a batch (nested dicts of CUDA tensors), steps ``optimizer``, returns named scalars; must not
+    :param function: takes a batch (nested dicts of CUDA tensors), steps the optimisers, returns named scalars; must not
         read anything back to the host
-    :param optimizer: one that torch can capture (it has the option ``capturable``); made so here, with its learning rate
-        in a tensor that schedules write into
+    :param optimizers: such that torch can capture (they have the option ``capturable``); made so here, with the learning
+        rate in a tensor that schedules write into
     """
 
-    def __init__(self, function: Callable[[Any], dict[str, th.Tensor]], optimizer: th.optim.Optimizer) -> None:
-        self.function, self.optimizer = function, optimizer
+    def __init__(self, function: Callable[[Any], dict[str, th.Tensor]], *optimizers: th.optim.Optimizer) -> None:
+        self.function, self.optimizers = function, optimizers
         self._forget(())
 
     def _forget(self, shapes: Any) -> None:
         self.shapes, self.calls = shapes, 0
-        self.state = self.optimizer.state  # the moments that the graph writes to; loading puts others in their place
+        # The moments that the graph writes to; loading puts others in their place.
+        self.states = [optimizer.state for optimizer in self.optimizers]
         self.graph: th.cuda.CUDAGraph | None = None
         self.static: Any = None
         self.result: dict[str, th.Tensor] = {}
 
     def __call__(self, batch: Any) -> dict[str, th.Tensor]:
         """The named scalars."""
-        if _shapes(batch) != self.shapes or self.optimizer.state is not self.state:
+        others = any(o.state is not state for o, state in zip(self.optimizers, self.states, strict=True))
+        if _shapes(batch) != self.shapes or others:
             self._forget(_shapes(batch))
         self._keep_rate_in_tensor()
         self.calls += 1
@@ -82,7 +84,7 @@ class CapturedCall:
 
     def _keep_rate_in_tensor(self) -> None:
         """A schedule writes a number into ``lr``: move it into the tensor that the graph reads."""
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["capturable"] = True
             device = group["params"][0].device
             if not isinstance(group["lr"], th.Tensor):

@@ -7,7 +7,7 @@ import logging
 import os
 import pathlib
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import get_system_info, set_random_seed
 
 from .atomic import replace_file
 from .checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from .finite import NonFiniteError
+from .finite import ADVICE, DeviceGuard, NonFiniteError, check_step
 from .model_file import ModelPath, build_model, read_model, with_suffix, write_model
 from .threads import threads_for, use_threads
 from .workers import watched
@@ -49,7 +49,8 @@ class Agent(BaseAlgorithm):
     _schedule_total: int | None = None
     _skipped_in_a_row: dict[str, int]
     _threads: int | None = None
-    _NOT_SAVED: ClassVar[tuple[str, ...]] = ("_schedule_total", "_skipped_in_a_row")
+    _guards: dict[th.optim.Optimizer, DeviceGuard]
+    _NOT_SAVED: ClassVar[tuple[str, ...]] = ("_schedule_total", "_skipped_in_a_row", "_guards")
 
     # ------------------------------------------------------------------ files
 
@@ -165,6 +166,37 @@ class Agent(BaseAlgorithm):
             return None
         self._skipped_in_a_row[kind] = 0
         return result
+
+    def _step(
+        self, optimizer: th.optim.Optimizer, loss: th.Tensor, terms: dict[str, th.Tensor], batch: Mapping[str, Any]
+    ) -> None:
+        """One step down the gradient of ``loss``, if both are finite.
+
+        :param terms: of the loss, and ``batch``, what it was computed on: for the finite guard
+        :raises NonFiniteError: naming the term or the parameter; the weights are those before the step
+        """
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
+            own = {id(p) for p in parameters}
+            named = ((name, p) for name, p in self.policy.named_parameters() if id(p) in own)
+            check_step(loss, norm, terms, batch, named)
+        else:
+            guards = vars(self).setdefault("_guards", {})
+            if optimizer not in guards:
+                guards[optimizer] = DeviceGuard(optimizer, self.device)
+            guards[optimizer].look(loss, norm)
+        optimizer.step()
+
+    def _ask_guards(self) -> None:
+        """On a GPU: whether a step since the last call was not finite; it waits for the device, so call it where one logs.
+
+        :raises NonFiniteError: if so; the weights are those before that step
+        """
+        if any([guard.failed_since() for guard in vars(self).get("_guards", {}).values()]):
+            raise NonFiniteError("A loss or gradient of the latest updates was not finite", ADVICE, self.num_timesteps)
 
     def _restart_environments(self) -> None:
         """Begin new episodes in the middle of a training."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -15,7 +14,7 @@ from stable_baselines3.common.utils import should_collect_more_steps
 from stable_baselines3.common.vec_env import VecEnv
 
 from .agent import Agent
-from .finite import ADVICE, DeviceGuard, NonFiniteError, check_finite, check_step
+from .finite import check_finite
 from .replay_state import end_last_trajectory
 from .rollout import stacked
 
@@ -32,7 +31,6 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
     def _setup_model(self) -> None:
         super()._setup_model()
         self._collected = [0, 0]  # steps and episodes since the last call of `train`
-        self._guards: dict[th.optim.Optimizer, DeviceGuard] = {}
 
     # ------------------------------------------------------------------ experience
 
@@ -106,34 +104,6 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
 
     # ------------------------------------------------------------------ training
 
-    def _step(self, optimizer: th.optim.Optimizer, loss: th.Tensor, terms: dict[str, th.Tensor], replay: Any) -> None:
-        """One step down the gradient of ``loss``, if both are finite.
-
-        :param terms: of the loss, and ``replay``, the samples it was computed on: for the finite guard
-        :raises NonFiniteError: naming the term or the parameter; the weights are those before the step
-        """
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
-            own = {id(p) for p in parameters}
-            named = ((name, p) for name, p in self.policy.named_parameters() if id(p) in own)
-            check_step(loss, norm, terms, replay._asdict(), named)
-        else:
-            if optimizer not in self._guards:
-                self._guards[optimizer] = DeviceGuard(optimizer, self.device)
-            self._guards[optimizer].look(loss, norm)
-        optimizer.step()
-
-    def _ask_guards(self) -> None:
-        """On a GPU: whether a step since the last call was not finite; it waits for the device, so call it where one logs.
-
-        :raises NonFiniteError: if so; the weights are those before that step
-        """
-        if any([guard.failed_since() for guard in self._guards.values()]):
-            raise NonFiniteError("A loss or gradient of the latest updates was not finite", ADVICE, self.num_timesteps)
-
     def learn(
         self: SelfOffPolicyAgent,
         total_timesteps: int,
@@ -179,4 +149,4 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
         )
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_collected", "_guards"]
+        return [*super()._excluded_save_params(), "_collected"]

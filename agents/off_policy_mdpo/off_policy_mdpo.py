@@ -261,9 +261,9 @@ class OffPolicyMDPO(OffPolicyAgent):
         for _ in range(gradient_steps):
             replay = self.replay_buffer.sample(batch_size, env=self._vec_normalize_env)  # type: ignore[union-attr]
             actor_loss, value_target, info = self.actor_loss(replay.observations)
-            self._step(self.actor.optimizer, actor_loss, info, replay)
+            self._step(self.actor.optimizer, actor_loss, info, replay._asdict())
             critic_loss, critic_info = self.critic_loss(replay, value_target)
-            self._step(self.critic.optimizer, critic_loss, critic_info, replay)
+            self._step(self.critic.optimizer, critic_loss, critic_info, replay._asdict())
             polyak_update(self.policy.value.parameters(), self.policy.value_target.parameters(), self.tau)
         self._n_updates += gradient_steps
         # The authors refresh the anchor at the end of every env step (counted from 0) that m divides.

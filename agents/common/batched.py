@@ -1,0 +1,119 @@
+"""Networks side by side: n of them with the same shape and other weights, as one batched matrix product a layer.
+
+The twins of a critic are such networks, and so are the agents of several seeds that learn at once. The first axis of
+every parameter is n, with the seed as the slower index: the k networks of seed s are rows s k to (s + 1) k.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+Initialiser = Callable[["BatchedLinear"], None]
+LECUN_STD = 0.87962566103423978  # of a standard normal that is cut at +-2
+
+
+def xavier_uniform(layer: BatchedLinear) -> None:
+    """Glorot's bound sqrt(6 / (in + out)), zero bias."""
+    bound = math.sqrt(6.0 / sum(layer.weight.shape[1:]))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.zeros_(layer.bias)
+
+
+def lecun_normal(layer: BatchedLinear) -> None:
+    """Variance 1 / in, cut at two standard deviations, zero bias: Flax's default."""
+    std = math.sqrt(1.0 / layer.weight.shape[1]) / LECUN_STD
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2.0 * std, b=2.0 * std)
+    nn.init.zeros_(layer.bias)
+
+
+def torch_default(layer: BatchedLinear) -> None:
+    """Weights and bias uniform within 1 / sqrt(in), as ``nn.Linear``."""
+    bound = 1.0 / math.sqrt(layer.weight.shape[1])
+    nn.init.uniform_(layer.weight, -bound, bound)
+    nn.init.uniform_(layer.bias, -bound, bound)
+
+
+class BatchedLinear(nn.Module):
+    """y[i] = x[i] W[i] + b[i]; (n, B, in) to (n, B, out).
+
+    :param n: number of layers side by side
+    """
+
+    def __init__(self, n: int, features_in: int, features_out: int, initialise: Initialiser = torch_default) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(th.empty(n, features_in, features_out))
+        self.bias = nn.Parameter(th.empty(n, 1, features_out))
+        initialise(self)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return th.baddbmm(self.bias, x, self.weight)
+
+
+class BatchedLayerNorm(nn.Module):
+    """Layer norm over the last axis with n scales and shifts; (n, B, h) to the same.
+
+    :param eps: 1e-6 is Flax's default, torch's is 1e-5
+    """
+
+    def __init__(self, n: int, features: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(th.ones(n, 1, features))
+        self.bias = nn.Parameter(th.zeros(n, 1, features))
+        self.eps = eps
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return th.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
+
+
+class BatchedMLP(nn.Sequential):
+    """n multilayer perceptrons; (n, B, in) to (n, B, out), with no activation after the last layer.
+
+    :param widths: of the hidden layers
+    """
+
+    def __init__(
+        self,
+        n: int,
+        features_in: int,
+        widths: Sequence[int],
+        features_out: int,
+        activation_fn: type[nn.Module] = nn.ReLU,
+        initialise: Initialiser = torch_default,
+    ) -> None:
+        layers: list[nn.Module] = []
+        sizes = (features_in, *widths)
+        for before, after in zip(sizes, widths, strict=False):
+            layers += [BatchedLinear(n, before, after, initialise), activation_fn()]
+        super().__init__(*layers, BatchedLinear(n, sizes[-1], features_out, initialise))
+
+
+class BatchedValues(nn.Module):
+    """k functions of (s, a) or of s for each of S seeds, as one :class:`BatchedMLP` of S k networks.
+
+    :param seeds: S
+    :param k: functions per seed
+    :param features_in: of s, or of s and a together
+    """
+
+    def __init__(self, seeds: int, k: int, features_in: int, widths: Sequence[int], initialise: Initialiser) -> None:
+        super().__init__()
+        self.k = k
+        self.networks = BatchedMLP(seeds * k, features_in, widths, 1, initialise=initialise)
+
+    def forward(self, *inputs: th.Tensor) -> th.Tensor:
+        """(S, B, i) each to (S, k, B)."""
+        x = th.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
+        seeds, size, features = x.shape
+        x = x.unsqueeze(1).expand(seeds, self.k, size, features).reshape(seeds * self.k, size, features)
+        return self.networks(x).view(seeds, self.k, size)
+
+
+@th.no_grad()
+def move_towards(target: nn.Module, source: nn.Module, tau: float) -> None:
+    """target <- (1 - tau) target + tau source, for every parameter."""
+    th._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
