@@ -8,6 +8,7 @@ from .common.finite import NonFiniteError
 from .common.model_file import ModelFileError
 from .common.plain import register
 from .common.workers import WorkerError
+from .fisor import FISOR
 from .hyper_ddqn import HyperDDQN
 from .hyper_ppo import HyperPPO
 from .mdpo import MDPO
@@ -17,6 +18,7 @@ from .r2vpo import R2VPO
 
 __all__ = [
     "BPO",
+    "FISOR",
     "MDPO",
     "PPO",
     "R2VPO",
