@@ -1,5 +1,7 @@
 """Tether's agents: Stable-Baselines3 classes whose every update stays inside a trust region."""
 
+from .bc import BC
+from .bcq_lag import BCQLag
 from .bpo import BPO
 from .common.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from .common.checkpoint_callback import CheckpointCallback
@@ -8,20 +10,30 @@ from .common.finite import NonFiniteError
 from .common.model_file import ModelFileError
 from .common.plain import register
 from .common.workers import WorkerError
+from .cpq import CPQ
 from .fisor import FISOR
 from .hyper_ddqn import HyperDDQN
 from .hyper_ppo import HyperPPO
+from .iql import IQL
 from .mdpo import MDPO
 from .off_policy_mdpo import OffPolicyMDPO
 from .ppo import PPO
+from .prdc import PRDC
 from .r2vpo import R2VPO
+from .td3_bc import TD3BC
 
 __all__ = [
+    "BC",
     "BPO",
+    "CPQ",
     "FISOR",
+    "IQL",
     "MDPO",
     "PPO",
+    "PRDC",
     "R2VPO",
+    "TD3BC",
+    "BCQLag",
     "CheckpointCallback",
     "CheckpointError",
     "HyperDDQN",

@@ -22,24 +22,24 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 from torch.nn import functional as F
 
-from .common.batched import BatchedLayerNorm, BatchedLinear, BatchedMLP, BatchedValues, lecun_normal, move_towards, xavier_uniform
+from .common.batched import (
+    BatchedLayerNorm,
+    BatchedLinear,
+    BatchedMLP,
+    BatchedValues,
+    copy_of,
+    lecun_normal,
+    move_towards,
+    xavier_uniform,
+)
 from .common.diffusion import Diffusion
-from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy
+from .common.expectile import expectile_loss, reversed_expectile_loss
+from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy, reward_scale
 
 ACTION_EDGE = 1e-5  # the data's actions are clipped to 1 - this
 
 
 # ---------------------------------------------------------------------- the paper's equations
-
-
-def expectile_loss(u: th.Tensor, tau: float) -> th.Tensor:
-    """|tau - 1(u < 0)| u^2, elementwise: its minimiser over v of u = x - v is the tau-expectile of x."""
-    return th.where(u > 0.0, tau, 1.0 - tau) * u.square()
-
-
-def reversed_expectile_loss(u: th.Tensor, tau: float) -> th.Tensor:
-    """|tau - 1(u > 0)| u^2, elementwise: the (1 - tau)-expectile, which nears the minimum as tau nears 1."""
-    return th.where(u < 0.0, tau, 1.0 - tau) * u.square()
 
 
 def feasible_target(h: th.Tensor, next_value: th.Tensor, going_on: th.Tensor, gamma: float) -> th.Tensor:
@@ -100,6 +100,9 @@ class NoiseNetwork(nn.Module):
     :param n_blocks: residual blocks
     :param dropout: before each block's layer norm
     """
+
+    indices: th.Tensor
+    one_hot: th.Tensor
 
     def __init__(
         self, seeds: int, obs_dim: int, action_dim: int, steps: int, width: int, n_blocks: int, dropout: float
@@ -166,13 +169,11 @@ class FISORPolicy(OfflinePolicy):
         self.diffusion = Diffusion(diffusion_steps)
         noise = (seeds, self.obs_dim, self.action_dim, diffusion_steps, width, n_blocks, dropout)
         pair = self.obs_dim + self.action_dim
-        self.noise, self.noise_average = NoiseNetwork(*noise), NoiseNetwork(*noise)
+        self.noise = NoiseNetwork(*noise)
+        self.noise_average = copy_of(self.noise)
         self.critics = BatchedValues(seeds, 4, pair, net_arch, xavier_uniform)
-        self.critics_target = BatchedValues(seeds, 4, pair, net_arch, xavier_uniform)
+        self.critics_target = copy_of(self.critics)
         self.values = BatchedValues(seeds, 2, self.obs_dim, net_arch, xavier_uniform)
-        for average, source in ((self.noise_average, self.noise), (self.critics_target, self.critics)):
-            average.load_state_dict(source.state_dict())
-            average.requires_grad_(False)
 
     def reward_and_feasibility(self, observations: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Q = min of the target critics and Q_h = max of theirs, (S, B) each."""
@@ -340,9 +341,9 @@ class FISOR(OfflineAgent):
         v, v_h = self.policy.values(batch["observations"]).unbind(1)
         reward = expectile_loss(q - v, self.expectile).mean(1).sum()
         safety = reversed_expectile_loss(q_h - v_h, self.cost_expectile).mean(1).sum()
-        info = {"value_loss": reward, "feasibility_loss": safety}
-        logged = {name: value / self.seeds for name, value in info.items()}
-        return reward + safety, logged | {"value": v.mean(), "feasibility": v_h.mean(), "feasible": (v_h <= 0.0).float().mean()}
+        losses = {"value_loss": reward / self.seeds, "feasibility_loss": safety / self.seeds}
+        means = {"value": v.mean(), "feasibility": v_h.mean(), "feasible": (v_h <= 0.0).float().mean()}
+        return reward + safety, {**losses, **means}
 
     def critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """E[ (Q^i - y)^2 ] + E[ (Q_h^i - y_h)^2 ], means over both twins and the batch.
@@ -356,8 +357,7 @@ class FISOR(OfflineAgent):
         q = self.policy.critics(batch["observations"], batch["actions"])
         reward = (q[:, :2] - y.unsqueeze(1)).square().mean((1, 2)).sum()
         safety = (q[:, 2:] - y_h.unsqueeze(1)).square().mean((1, 2)).sum()
-        info = {"critic_loss": reward, "feasibility_critic_loss": safety}
-        return reward + safety, {name: value / self.seeds for name, value in info.items()}
+        return reward + safety, {"critic_loss": reward / self.seeds, "feasibility_critic_loss": safety / self.seeds}
 
     @th.no_grad()
     def policy_weights(self, batch: Batch) -> th.Tensor:
@@ -381,7 +381,7 @@ class FISOR(OfflineAgent):
 
     # ------------------------------------------------------------------ training
 
-    def update(self, draw: Draw) -> dict[str, th.Tensor]:
+    def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """The policy on the parts of a batch, with the former critics; then values, critics and averages on its beginning."""
         policy, batch = self.policy, draw(self.batch_size)
         batch["weights"] = self.policy_weights(batch)
@@ -406,16 +406,3 @@ class FISOR(OfflineAgent):
             rate = self.lr_schedule(self._current_progress_remaining) * 0.5 * (1.0 + math.cos(math.pi * done))
             utils.update_learning_rate(self.policy_optimizer, rate)
 
-
-def reward_scale(data: OfflineData) -> float:
-    """T_max / (R_max - R_min): the dataset's references in its ``meta``, or what its own episodes show.
-
-    :raises ValueError: if all episodes have one return
-    """
-    returns = data.per_episode(data.rewards)
-    low = data.meta.get("reference_min_return", returns.min())
-    high = data.meta.get("reference_max_return", returns.max())
-    longest = data.meta.get("max_episode_steps", data.per_episode(th.ones_like(data.rewards)).max())
-    if not float(high) > float(low):
-        raise ValueError(f"Every episode of the dataset returns {float(low):.3g}: give reward_scale, by which rewards are multiplied.")
-    return float(longest) / (float(high) - float(low))

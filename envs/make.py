@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from . import atari, clinical, dm_control, mujoco, procgen, registered, robotics, tree
+from . import atari, bullet, clinical, dm_control, mujoco, point_robot, procgen, registered, robotics, safety, tree
 from .envpool_vec import available_cores
 from .halves import HalvesVecEnv
 from .suite import EnvError, PoolTask, Suite, cast_observations, installed, is_hwc_image, unknown_argument
@@ -39,6 +39,9 @@ SUITES: tuple[Suite, ...] = (
     robotics.META_WORLD,
     robotics.OGBENCH,
     clinical.SUITE,
+    safety.SUITE,
+    bullet.SUITE,
+    point_robot.SUITE,
     tree.SUITE,
     registered.SUITE,
 )

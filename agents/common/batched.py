@@ -6,8 +6,11 @@ every parameter is n, with the seed as the slower index: the k networks of seed 
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -111,6 +114,34 @@ class BatchedValues(nn.Module):
         seeds, size, features = x.shape
         x = x.unsqueeze(1).expand(seeds, self.k, size, features).reshape(seeds * self.k, size, features)
         return self.networks(x).view(seeds, self.k, size)
+
+
+class BatchedActor(nn.Module):
+    """S deterministic policies tanh(MLP(s)); (S, B, o) to (S, B, d), torch's default initialisation."""
+
+    def __init__(self, seeds: int, obs_dim: int, action_dim: int, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.network = BatchedMLP(seeds, obs_dim, widths, action_dim)
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        return self.network(observations).tanh()
+
+
+@contextmanager
+def frozen(*modules: nn.Module) -> Iterator[None]:
+    """Inside the block gradients pass through the modules to their inputs, and not to their weights."""
+    for module in modules:
+        module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module in modules:
+            module.requires_grad_(True)
+
+
+def copy_of(module: nn.Module) -> Any:
+    """A copy that no optimiser trains: the beginning of a Polyak average."""
+    return copy.deepcopy(module).requires_grad_(False)
 
 
 @th.no_grad()

@@ -7,6 +7,7 @@ the seed as their first axis: ``seeds=5`` trains five agents in the same operati
 from __future__ import annotations
 
 import io
+import math
 import time
 import warnings
 from abc import abstractmethod
@@ -55,15 +56,15 @@ class OfflineData:
         if missing:
             raise ValueError(f"The dataset lacks {', '.join(missing)}: offline agents read {', '.join(REQUIRED)}.")
         self.meta: dict[str, Any] = dict(get("meta") or {})
-        self.arrays = {name: get(name) for name in (*REQUIRED, *OPTIONAL) if get(name) is not None}
-        length = len(self.arrays["observations"])
-        for name, array in self.arrays.items():
+        arrays: dict[str, Any] = {name: get(name) for name in (*REQUIRED, *OPTIONAL) if get(name) is not None}
+        length = len(arrays["observations"])
+        for name, array in arrays.items():
             if len(array) != length or length == 0:
-                raise ValueError(f"'{name}' has {len(array)} rows and 'observations' {length}: they are equally long, and not empty.")
+                raise ValueError(f"'{name}' has {len(array)} rows and 'observations' {length}: all are equally long, not empty.")
         for name in ("observations", "next_observations", "actions"):
-            if np.ndim(self.arrays[name]) != 2:
-                raise ValueError(f"'{name}' has the shape {np.shape(self.arrays[name])}: offline agents take vectors, (N, n).")
-        tensors = {name: _tensor(array).to(device) for name, array in self.arrays.items()}
+            if len(arrays[name].shape) != 2:
+                raise ValueError(f"'{name}' has the shape {arrays[name].shape}: offline agents take vectors, (N, n).")
+        tensors: dict[str, th.Tensor] = {name: _tensor(array).to(device) for name, array in arrays.items()}
         for name, values in tensors.items():
             _refuse_non_finite(name, values)
         self.observations, self.next_observations = tensors["observations"], tensors["next_observations"]
@@ -71,8 +72,8 @@ class OfflineData:
         self.terminals = tensors["terminals"].reshape(-1)
         self.timeouts = tensors.get("timeouts", th.zeros_like(self.terminals)).reshape(-1)
         self.costs = _total(tensors.get("costs"))
-        values = tensors.get("constraint_values")
-        self.constraint_values = None if values is None else values.reshape(-1)
+        signed = tensors.get("constraint_values")
+        self.constraint_values = None if signed is None else signed.reshape(-1)
 
     def __len__(self) -> int:
         """N, the number of transitions."""
@@ -140,6 +141,29 @@ def _refuse_non_finite(name: str, values: th.Tensor) -> None:
         raise ValueError(f"'{name}' is not finite in row {row}: repair the dataset, or leave that episode out.")
 
 
+def reward_scale(data: OfflineData) -> float:
+    """T_max / (R_max - R_min): the dataset's references in its ``meta``, or what its own episodes show.
+
+    :raises ValueError: if all episodes have one return
+    """
+    returns = data.per_episode(data.rewards)
+    low = data.meta.get("reference_min_return", returns.min())
+    high = data.meta.get("reference_max_return", returns.max())
+    longest = data.meta.get("max_episode_steps", data.per_episode(th.ones_like(data.rewards)).max())
+    if not float(high) > float(low):
+        raise ValueError(f"Every episode of the dataset returns {float(low):.3g}: give reward_scale, the factor of rewards.")
+    return float(longest) / (float(high) - float(low))
+
+
+def cost_threshold(data: OfflineData, cost_limit: float, gamma: float) -> float:
+    """The discounted cost of an episode that spends ``cost_limit`` evenly: limit (1 - gamma^T) / ((1 - gamma) T).
+
+    T is the longest episode, of the dataset's ``meta`` or of its rows.
+    """
+    longest = data.meta.get("max_episode_steps", data.per_episode(th.ones_like(data.rewards)).max())
+    return cost_limit * (1.0 - gamma ** float(longest)) / ((1.0 - gamma) * float(longest))
+
+
 # ---------------------------------------------------------------------- policy
 
 
@@ -203,6 +227,7 @@ class OfflineAgent(Agent):
     """
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ()
+    _period: int = 1  # gradient steps after which the pattern of updates repeats
     policy: OfflinePolicy
 
     def __init__(
@@ -248,7 +273,7 @@ class OfflineAgent(Agent):
         if not hasattr(self, "observation_space"):
             return
         if not isinstance(self.observation_space, spaces.Box) or len(self.observation_space.shape) != 1:
-            raise ValueError(f"{type(self).__name__} learns from vectors, a Box of one axis, not from {self.observation_space}.")
+            raise ValueError(f"{type(self).__name__} takes vectors, a Box of one axis, not {self.observation_space}.")
         self._setup_lr_schedule()
         self.set_random_seed(self.seed)
         self.policy = self.policy_class(
@@ -273,10 +298,11 @@ class OfflineAgent(Agent):
         """
 
     @abstractmethod
-    def update(self, draw: Draw) -> dict[str, th.Tensor]:
+    def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One gradient step.
 
         :param draw: n -> a batch of n rows for each seed, (S, n, ...) tensors
+        :param number: of the step, from 0 on; only its remainder by :attr:`_period` may matter
         :return: scalars for the log, on the device
         """
 
@@ -331,7 +357,9 @@ class OfflineAgent(Agent):
 
     @property
     def _updates_per_call(self) -> int:
-        return UPDATES_PER_GRAPH if self.device.type == "cuda" else 1
+        if self.device.type != "cuda" or self._n_updates % self._period:
+            return 1
+        return self._period * math.ceil(UPDATES_PER_GRAPH / self._period)
 
     def _match_spaces(self, data: OfflineData) -> None:
         """Take the spaces from the data, or check them against it."""
@@ -344,7 +372,7 @@ class OfflineAgent(Agent):
             ("actions", self.action_space, actions),
         ):
             if mine.shape != theirs.shape:
-                raise ValueError(f"The dataset's {name} have the shape {theirs.shape} and the agent's {mine.shape}: take its data.")
+                raise ValueError(f"The dataset's {name} have the shape {theirs.shape}, and the agent's {mine.shape}.")
 
     def _begin(
         self, steps: int, callback: MaybeCallback, reset: bool, tb_log_name: str | None, progress_bar: bool
@@ -388,17 +416,17 @@ class OfflineAgent(Agent):
 
     def _updates(self, steps: int) -> dict[str, th.Tensor]:
         """Several gradient steps, on a GPU as one captured graph; the scalars of the last."""
-        if self.device.type != "cuda" or steps < UPDATES_PER_GRAPH:
-            for _ in range(steps):
-                info = self.update(self._draw)
+        if steps == 1 or steps < self._updates_per_call:
+            for i in range(steps):
+                info = self.update(self._draw, self._n_updates + i)
             return info
         if self._graph is None:
             self._graph = CapturedCall(self._one_graph, *(getattr(self, name) for name in self.OPTIMIZERS))
         return self._graph({})
 
     def _one_graph(self, _: Any) -> dict[str, th.Tensor]:
-        for _ in range(UPDATES_PER_GRAPH):
-            info = self.update(self._draw)
+        for i in range(self._updates_per_call):
+            info = self.update(self._draw, i)
         return info
 
     def _draw(self, size: int) -> Batch:
@@ -411,8 +439,8 @@ class OfflineAgent(Agent):
 
     def _dump(self) -> None:
         self._ask_guards()
-        values = check_finite_info(self._meter.take(), self.num_timesteps) if self._meter.count else {}
-        for name, value in values.items():
+        means = self._meter.take()
+        for name, value in (check_finite_info(means, self.num_timesteps) if means else {}).items():
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
@@ -445,12 +473,11 @@ class OfflineAgent(Agent):
 
     def rollout_state(self) -> dict[str, Any]:
         """What is in no file of the model, for a checkpoint."""
-        return {"count": self._meter.count, "names": list(self._meter.names), "sums": self._meter.sums}
+        return {"meter": [[list(names), sums, count] for names, (sums, count) in self._meter.sums.items()]}
 
     def restore_rollout_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`rollout_state` gave."""
-        sums = None if state["sums"] is None else state["sums"].to(self.device)
-        self._meter.count, self._meter.names, self._meter.sums = state["count"], tuple(state["names"]), sums
+        self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self.OPTIMIZERS], []
@@ -463,23 +490,24 @@ class Meter:
     """Means of named scalars since the last look, summed on the device."""
 
     def __init__(self) -> None:
-        self.names: tuple[str, ...] = ()
-        self.sums: th.Tensor | None = None
-        self.count = 0
+        # By the names that came together: steps of a delayed actor have more of them than the others.
+        self.sums: dict[tuple[str, ...], tuple[th.Tensor, int]] = {}
 
     def add(self, info: Mapping[str, th.Tensor]) -> None:
-        """Take in one step's scalars, always of the same names."""
-        values = th.stack([value.detach() for value in info.values()])
-        self.names = tuple(info)
-        self.sums = values if self.sums is None else self.sums.add_(values)
-        self.count += 1
+        """Take in one step's scalars."""
+        values, names = th.stack([value.detach() for value in info.values()]), tuple(info)
+        total, count = self.sums.get(names, (None, 0))
+        self.sums[names] = (values if total is None else total.add_(values), count + 1)
 
     def take(self) -> dict[str, th.Tensor]:
         """The means, and a new beginning."""
-        assert self.sums is not None
-        means = dict(zip(self.names, self.sums / self.count, strict=True))
-        self.sums, self.count = None, 0
-        return means
+        totals: dict[str, tuple[th.Tensor, int]] = {}
+        for names, (sums, count) in self.sums.items():
+            for name, value in zip(names, sums, strict=True):
+                before, of = totals.get(name, (th.zeros_like(value), 0))
+                totals[name] = (before + value, of + count)
+        self.sums = {}
+        return {name: total / count for name, (total, count) in totals.items()}
 
 
 class StepsBar(BaseCallback):

@@ -12,14 +12,9 @@ from scipy.optimize import brentq
 from tests.kit.offline import one_step_tasks, random_dataset
 from tether.agents import FISOR
 from tether.agents.common.diffusion import Diffusion
-from tether.agents.common.offline import OfflineData
-from tether.agents.fisor import (
-    expectile_loss,
-    feasible_target,
-    policy_weight,
-    reversed_expectile_loss,
-    reward_scale,
-)
+from tether.agents.common.expectile import expectile_loss, reversed_expectile_loss
+from tether.agents.common.offline import OfflineData, reward_scale
+from tether.agents.fisor import feasible_target, policy_weight
 
 GAMMA, M = 0.99, 25.0
 SMALL = {"batch_size": 32, "critic_batch_size": 16, "policy_kwargs": {"net_arch": [16], "width": 16, "n_blocks": 1}}
@@ -312,7 +307,7 @@ def test_order_of_an_update():
 
         setattr(agent, name, remember)
     agent._data = agent._prepare(OfflineData(random_dataset()))
-    agent.update(agent._draw)
+    agent.update(agent._draw, 0)
     assert [name for name, _ in calls] == ["policy_weights", "policy_loss", "policy_loss", "value_loss", "critic_loss"]
     whole = calls[0][1]
     assert th.equal(calls[1][1], whole[:, :16])

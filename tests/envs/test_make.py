@@ -83,10 +83,10 @@ def test_list_envs() -> None:
 
 
 def test_list_envs_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("atari", "clinical", "robotics", "registered"):
+    for module in ("atari", "bullet", "clinical", "robotics", "registered"):
         monkeypatch.setattr(f"tether.envs.{module}.installed", lambda *names: False)
     monkeypatch.setattr("tether.envs.procgen.build", lambda: None)
-    assert set(list_envs()) <= {"mujoco", "dm_control", "gymnasium", "tether"}
+    assert set(list_envs()) <= {"mujoco", "dm_control", "gymnasium", "point-robot", "safety", "tether"}
 
 
 class WithoutQt(ModuleType):
