@@ -3,10 +3,23 @@
 import os
 import sys
 
+from .datasets import DatasetError, OfflineDataset, list_datasets, load_dataset
 from .make import list_envs, make_env, make_vec, resolve_backend, scoring_arguments, unseen_arguments
 from .suite import EnvError
 
-__all__ = ["EnvError", "list_envs", "make_env", "make_vec", "resolve_backend", "scoring_arguments", "unseen_arguments"]
+__all__ = [
+    "DatasetError",
+    "EnvError",
+    "OfflineDataset",
+    "list_datasets",
+    "list_envs",
+    "load_dataset",
+    "make_env",
+    "make_vec",
+    "resolve_backend",
+    "scoring_arguments",
+    "unseen_arguments",
+]
 
 # MuJoCo and dm_control read this once, when they are imported, and fail to render where there is no display.
 if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
