@@ -111,7 +111,7 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
         manifest = {
             "format": FORMAT, "agent": type(model).__name__, "timesteps": int(model.num_timesteps),
             "total": int(model._total_timesteps), "time": moment, "score": None if score is None else float(score),
-            "exact": state["env"] is not None, "blocks": blocks_of(state["replay"]) if state["replay"] else [],
+            "exact": state["env"] is not None or not _steps_environments(model), "blocks": blocks_of(state["replay"]) if state["replay"] else [],
             "files": {path.name: _checksum(path) for path in sorted(place.iterdir())},
         }  # fmt: skip
         (place / "manifest.json").write_text(_manifest_text(manifest), encoding="utf-8")
@@ -140,6 +140,11 @@ def _replay_state(model: BaseAlgorithm, replay: Any, store: BlockStore) -> dict[
 
 
 _TOLD: weakref.WeakSet[Any] = weakref.WeakSet()  # whose missing state was said
+
+
+def _steps_environments(model: Any) -> bool:
+    """Whether training goes on in environments; offline agents have none, or have one for its spaces only."""
+    return getattr(model, "steps_environments", True)
 
 
 def _env_state(model: BaseAlgorithm) -> Any:
@@ -239,13 +244,13 @@ def load_checkpoint(
 
     :param cls: its class
     :param folder: of a run's checkpoints, of which the newest good one is taken, or of one checkpoint
-    :param env: made as the training's was, with as many environments
+    :param env: made as the training's was, with as many environments; None for agents that learn from data
     :param trust: the model may hold pickled objects, see :func:`read_model`
     :param kwargs: ``custom_objects``, and attributes to set otherwise
     :raises CheckpointError: if there is none that can be read
     """
     folder = Path(folder)
-    if env is None:
+    if env is None and _steps_environments(cls):
         raise CheckpointError("A training goes on in an environment: give env, made as the training's was.")
     one = Checkpoint(folder, _read_manifest(folder) or {})
     checkpoint = one if _NAME.fullmatch(folder.name) else find_checkpoint(folder)
@@ -287,7 +292,9 @@ def _restore(model: Any, checkpoint: Checkpoint, state: dict[str, Any]) -> None:
         read_replay_buffer(model.replay_buffer, state["replay"], BlockStore(checkpoint.folder.parent / "blocks"))
     model._total_timesteps = checkpoint.total
     model._schedule_total = checkpoint.total
-    if not _restore_env(model, state["env"]):
+    if not _steps_environments(model):
+        model.restore_rollout_state(state["rollout"])
+    elif not _restore_env(model, state["env"]):
         if state["replay"] is not None:
             end_last_trajectory(model.replay_buffer)
     else:

@@ -22,6 +22,7 @@ from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.vec_env import VecEnv
 
 from .acceleration import CapturedCall
 from .agent import Agent
@@ -227,6 +228,7 @@ class OfflineAgent(Agent):
     """
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ()
+    steps_environments: ClassVar[bool] = False
     _period: int = 1  # gradient steps after which the pattern of updates repeats
     policy: OfflinePolicy
 
@@ -287,6 +289,12 @@ class OfflineAgent(Agent):
 
     def _adam(self, parameters: Iterable[th.nn.Parameter], **kwargs: Any) -> th.optim.Adam:
         return th.optim.Adam(list(parameters), **{"lr": self.lr_schedule(1.0), "fused": True, **kwargs})
+
+    def get_env(self) -> VecEnv | None:
+        """The environment, or where there is none something with its spaces, which SB3's callbacks ask for."""
+        if self.env is None and hasattr(self, "observation_space"):
+            return SpacesOnly(self.observation_space, self.action_space)
+        return self.env
 
     # ------------------------------------------------------------------ what an agent adds
 
@@ -484,6 +492,37 @@ class OfflineAgent(Agent):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_meter", "_data", "_graph"]
+
+
+class SpacesOnly(VecEnv):
+    """What an agent without an environment shows to callbacks that ask for it: the spaces, and nothing to step."""
+
+    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
+        super().__init__(1, observation_space, action_space)
+
+    def reset(self) -> Any:
+        raise ValueError("This agent learns from a dataset and has no environment: give a callback one of its own.")
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.reset()
+
+    def step_wait(self) -> Any:
+        self.reset()
+
+    def close(self) -> None:
+        pass
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        return [None]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        self.reset()
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
+        return self.reset()
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        return [False]
 
 
 class Meter:
