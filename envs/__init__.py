@@ -4,13 +4,22 @@ import os
 import sys
 
 from .datasets import DatasetError, OfflineDataset, list_datasets, load_dataset
-from .make import list_envs, make_env, make_vec, resolve_backend, scoring_arguments, unseen_arguments
+from .make import (
+    collecting_arguments,
+    list_envs,
+    make_env,
+    make_vec,
+    resolve_backend,
+    scoring_arguments,
+    unseen_arguments,
+)
 from .suite import EnvError
 
 __all__ = [
     "DatasetError",
     "EnvError",
     "OfflineDataset",
+    "collecting_arguments",
     "list_datasets",
     "list_envs",
     "load_dataset",

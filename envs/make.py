@@ -178,6 +178,11 @@ def scoring_arguments(env_id: str) -> Mapping[str, Any]:
     return _suite_of(env_id).scoring
 
 
+def collecting_arguments(env_id: str) -> Mapping[str, Any]:
+    """Arguments for `make_env` under which offline data are collected: random starts, where an environment has one start."""
+    return _suite_of(env_id).collecting
+
+
 def unseen_arguments(env_id: str) -> Mapping[str, Any] | None:
     """Arguments for `make_env` with which generalisation is measured: all levels of a ProcGen game; None elsewhere."""
     return _suite_of(env_id).unseen

@@ -232,4 +232,4 @@ def _make(env_id: str, flatten: bool, render_mode: str | None, *, max_episode_st
     return gym.wrappers.TimeLimit(env, max_episode_steps)
 
 
-SUITE = Suite("point-robot", owns=lambda env_id: env_id == ID, ids=lambda: [ID], make=_make)
+SUITE = Suite("point-robot", owns=lambda env_id: env_id == ID, ids=lambda: [ID], make=_make, collecting={"random_start": True})

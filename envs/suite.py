@@ -50,6 +50,7 @@ class Suite:
     :param vec_arguments: keyword arguments that `make_vec` adds
     :param frame_stack: how many observations `make_vec` stacks by default
     :param scoring: arguments under which returns are the scores that papers report, where training sees others
+    :param collecting: arguments under which offline data are collected, where they should cover more than training sees
     :param unseen: arguments of the environments in which generalisation is measured, where training does not see all
     """
 
@@ -61,6 +62,7 @@ class Suite:
     vec_arguments: Mapping[str, Any] = field(default_factory=dict)
     frame_stack: int | None = None
     scoring: Mapping[str, Any] = field(default_factory=dict)
+    collecting: Mapping[str, Any] = field(default_factory=dict)
     unseen: Mapping[str, Any] | None = None
 
 

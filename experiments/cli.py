@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import shlex
 import sys
 import warnings
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_evaluate(commands)
+    _add_collect(commands)
     _add_study(commands)
     _add_report(commands)
     _add_bench(commands)
@@ -74,6 +76,22 @@ def _add_evaluate(commands: Any) -> None:
     )
     p.add_argument("--video", type=Path, metavar="FILE.mp4", help="film one more episode")
     p.set_defaults(run=_evaluate)
+
+
+def _add_collect(commands: Any) -> None:
+    p = commands.add_parser("collect", help="make an offline dataset from a mixture of behaviours, in DSRL's format")
+    p.add_argument("env", metavar="ENV_ID", help="environment that reports costs, see `tether list envs`")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="FILE.hdf5, or a folder")
+    p.add_argument("--steps", type=_whole, default=100_000, metavar="N", help="transitions (default: 100,000)")
+    p.add_argument("--seed", type=int, default=0, metavar="K")
+    p.add_argument(
+        "--behaviour", nargs="+", default=[], metavar="NAME",
+        help="random, novice, reward, cautious, safe, or runs and models (default: the five, trained first)",
+    )  # fmt: skip
+    p.add_argument("--train-steps", type=_whole, metavar="N", help="env steps of each training of behaviours")
+    p.add_argument("--env-kwargs", nargs="+", default=[], metavar="K=V", help="arguments of the environment")
+    p.add_argument("--cache", type=Path, default=Path("results/runs/behaviours"), metavar="DIR", help="trained behaviours")
+    p.set_defaults(run=_collect)
 
 
 def _add_study(commands: Any) -> None:
@@ -169,6 +187,20 @@ def _evaluate(args: argparse.Namespace) -> int:
         env.close()
     if args.video is not None:
         print(f"{args.video}: {record_video(trained, args.video, args.seed)} frames")
+    return 0
+
+
+def _collect(args: argparse.Namespace) -> int:
+    from .collect import CollectConfig, collect
+    from .presets import parse_assignments
+
+    kwargs = parse_assignments(args.env_kwargs, "--env-kwargs")
+    behaviours = tuple(args.behaviour)
+    config = CollectConfig(args.env, args.out, args.steps, args.seed, behaviours, args.train_steps, kwargs, args.cache)
+    path = collect(config, args.typed)
+    sheet = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    safe = f"{sheet['episodes_without_cost']} of {sheet['episodes']} episodes without cost"
+    print(f"{path}: {sheet['transitions']:,} transitions, {safe}; datasheet and picture beside it")
     return 0
 
 

@@ -113,7 +113,11 @@ class Agent(BaseAlgorithm):
 
     @classmethod
     def load_checkpoint(
-        cls: type[SelfAgent], folder: str | os.PathLike[str], env: GymEnv | None, device: th.device | str = "auto", **kwargs: Any
+        cls: type[SelfAgent],
+        folder: str | os.PathLike[str],
+        env: GymEnv | None,
+        device: th.device | str = "auto",
+        **kwargs: Any,
     ) -> SelfAgent:
         """The agent in the middle of its training, see :func:`~.checkpoint.load_checkpoint`.
 

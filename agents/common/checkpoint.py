@@ -111,7 +111,8 @@ def save_checkpoint(model: BaseAlgorithm, folder: str | Path, keep: int = 2, sco
         manifest = {
             "format": FORMAT, "agent": type(model).__name__, "timesteps": int(model.num_timesteps),
             "total": int(model._total_timesteps), "time": moment, "score": None if score is None else float(score),
-            "exact": state["env"] is not None or not _steps_environments(model), "blocks": blocks_of(state["replay"]) if state["replay"] else [],
+            "exact": state["env"] is not None or not _steps_environments(model),
+            "blocks": blocks_of(state["replay"]) if state["replay"] else [],
             "files": {path.name: _checksum(path) for path in sorted(place.iterdir())},
         }  # fmt: skip
         (place / "manifest.json").write_text(_manifest_text(manifest), encoding="utf-8")

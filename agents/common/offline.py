@@ -61,7 +61,7 @@ class OfflineData:
         length = len(arrays["observations"])
         for name, array in arrays.items():
             if len(array) != length or length == 0:
-                raise ValueError(f"'{name}' has {len(array)} rows and 'observations' {length}: all are equally long, not empty.")
+                raise ValueError(f"'{name}' has {len(array)} rows and 'observations' {length}: give equally many, and some.")
         for name in ("observations", "next_observations", "actions"):
             if len(arrays[name].shape) != 2:
                 raise ValueError(f"'{name}' has the shape {arrays[name].shape}: offline agents take vectors, (N, n).")
