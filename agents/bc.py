@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.batched import BatchedActor
-from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy
+from .common.offline import Batch, DataError, Draw, OfflineAgent, OfflineData, OfflinePolicy
 
 
 class BCPolicy(OfflinePolicy):
@@ -46,7 +46,7 @@ class BC(OfflineAgent):
     :param env: gives the spaces; None takes them from the dataset
     :param learning_rate: of Adam
     :param batch_size: rows per gradient step
-    :param cost_limit: clone only episodes whose cost is at most this; None: all
+    :param cost_limit: clone only episodes whose cost is at most this ("BC-Safe"); None: all
     :param seeds: agents side by side
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of the policy
@@ -57,6 +57,7 @@ class BC(OfflineAgent):
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": BCPolicy}
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {"safe": {"cost_limit": 10.0}}
     OPTIMIZERS = ("actor_optimizer",)
     policy: BCPolicy
 
@@ -92,7 +93,7 @@ class BC(OfflineAgent):
             return rows
         safe = data.per_episode(data.safe_costs()) <= self.cost_limit
         if not bool(safe.any()):
-            raise ValueError(f"No episode's cost is at most {self.cost_limit}: raise cost_limit, or mix in safe episodes.")
+            raise DataError(f"No episode's cost is at most {self.cost_limit}: raise cost_limit, or mix in safe episodes.")
         chosen = safe[data.episode_of]
         return {name: values[chosen] for name, values in rows.items()}
 

@@ -72,7 +72,9 @@ def make_behaviours(
     if missing:
         print(f"training {' and '.join(missing)} behaviours of {env_id}, {steps:,} steps each", flush=True)
         with ProcessPoolExecutor(len(missing), mp_context=get_context("spawn")) as pool:
-            list(pool.map(_train, missing, *zip(*[(env_id, seed, steps, place, dict(env_kwargs))] * len(missing), strict=True)))
+            jobs = [pool.submit(_train, training, env_id, seed, steps, place, dict(env_kwargs)) for training in missing]
+            for job in jobs:
+                job.result()
     return [Behaviour(b.name, b.model or _model_of(place, b.name), b.share) for b in chosen]
 
 

@@ -25,6 +25,17 @@ OURS = {
     "PPO": "tether.agents:PPO",
     "R2VPO": "tether.agents:R2VPO",
 }
+OFFLINE = {
+    "BC": "tether.agents:BC",
+    "BC-Safe": "tether.agents:BC",
+    "BCQLag": "tether.agents:BCQLag",
+    "CPQ": "tether.agents:CPQ",
+    "FISOR": "tether.agents:FISOR",
+    "IQL": "tether.agents:IQL",
+    "PRDC": "tether.agents:PRDC",
+    "TD3BC": "tether.agents:TD3BC",
+}  # these learn from a dataset
+OURS |= OFFLINE
 PEERS = {
     "SB3-PPO": "stable_baselines3:PPO",
     "SAC": "stable_baselines3:SAC",
@@ -38,6 +49,7 @@ AGENTS = OURS | PEERS
 
 # Names of a class with other arguments: they have its presets, and over these an entry of its VARIANTS.
 VARIANTS = {
+    "BC-Safe": ("BC", "safe"),
     "HyperDDQN-SRYM": ("HyperDDQN", "s-rym"),
     "HyperDDQN-Euclidean": ("HyperDDQN", "euclidean"),
     "HyperPPO-Poincare": ("HyperPPO", "hyper++-poincare"),

@@ -46,7 +46,10 @@ def _add_train(commands: Any) -> None:
     p = commands.add_parser("train", help="train one agent; the same command again continues or says that it is done")
     p.add_argument("agent", metavar="AGENT", help="see `tether list agents`")
     p.add_argument("--env", required=True, metavar="ID", help="environment id, see `tether list envs`")
-    p.add_argument("--steps", type=_whole, metavar="N", help="env steps (default: the preset's, else 1,000,000)")
+    p.add_argument("--dataset", metavar="FILE", help="what offline agents learn from: a file, or a known dataset's name")
+    p.add_argument(
+        "--steps", type=_whole, metavar="N", help="env steps, offline gradient steps (default: the preset's, else 1,000,000)"
+    )
     p.add_argument("--seed", type=int, default=0, metavar="K")
     p.add_argument("--n-envs", type=int, metavar="N", help="parallel environments (default: the preset's)")
     p.add_argument("--backend", default="auto", metavar="B", help="auto, dummy, subproc or envpool (default: auto)")
@@ -155,6 +158,7 @@ def _train(args: argparse.Namespace) -> int:
         on_nonfinite=args.on_nonfinite,
         out=args.out,
         device=args.device,
+        dataset=args.dataset,
     )
     result = train(config, verbose=2 if args.verbose else 1, command=args.typed)
     if not result.finished:
@@ -243,12 +247,13 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _list(args: argparse.Namespace) -> int:
-    from .catalogue import AGENTS, OURS, VARIANTS
+    from .catalogue import AGENTS, OFFLINE, OURS, VARIANTS
     from .presets import read_presets
 
     if args.what == "agents":
         for name, place in AGENTS.items():
-            print(f"{name:24s} {'Tether' if name in OURS else 'peer':8s} {place.replace(':', '.')}")
+            kind = "offline" if name in OFFLINE else "Tether" if name in OURS else "peer"
+            print(f"{name:24s} {kind:8s} {place.replace(':', '.')}")
     elif args.what == "presets":
         for name in AGENTS:
             base, variant = VARIANTS.get(name, (name, None))

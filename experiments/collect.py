@@ -150,8 +150,8 @@ def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
             if terminated or truncated:
                 going.remove(i)
     columns = zip(*(row for episode in episodes for row in episode), strict=True)
-    flags = ("terminals", "timeouts")
-    return {name: np.array(column, bool if name in flags else np.float32) for name, column in zip(FIELDS, columns, strict=False)}
+    dtypes = {"terminals": bool, "timeouts": bool}
+    return {name: np.array(c, dtypes.get(name, np.float32)) for name, c in zip(FIELDS, columns, strict=False)}
 
 
 def _write_round(path: Path, arrays: Round) -> None:

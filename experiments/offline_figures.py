@@ -18,7 +18,8 @@ def coverage(returns: np.ndarray, costs: np.ndarray, behaviours: np.ndarray, tit
         axis = figure.subplots()
         for name, colour in zip(dict.fromkeys(behaviours.tolist()), OTHERS * 2, strict=False):
             rows = behaviours == name
-            axis.scatter(costs[rows], returns[rows], s=10, alpha=0.6, color=colour, linewidths=0, label=f"{name} ({rows.sum()})")
+            label = f"{name} ({rows.sum()})"
+            axis.scatter(costs[rows], returns[rows], s=10, alpha=0.6, color=colour, linewidths=0, label=label)
         axis.set(xlabel="cost of the episode", ylabel="return of the episode")
         axis.set_title(title, loc="left")
         axis.legend(frameon=False, fontsize=8, title="behaviour (episodes)", title_fontsize=8)

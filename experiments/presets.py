@@ -57,10 +57,12 @@ def read_yaml(text: str, name: str) -> Any:
 
 
 def suite_of(env_id: str) -> str:
-    """The suite whose preset applies to an env id: mujoco, dm_control, procgen, atari or other."""
+    """The suite whose preset applies to an env id: mujoco, dm_control, procgen, atari, safety, bullet or other."""
     for prefix, suite in (("dm_control/", "dm_control"), ("procgen/", "procgen"), ("ALE/", "atari")):
         if env_id.startswith(prefix):
             return suite
+    if match := re.match(r"Safety\w+?(Velocity|Run|Circle)-v\d+$", env_id):
+        return "safety" if match[1] == "Velocity" else "bullet"
     mujoco = r"(HalfCheetah|Hopper|Walker2d|Ant|Humanoid|HumanoidStandup|Swimmer|Reacher|Pusher|Inverted\w*Pendulum)-v\d+$"
     return "mujoco" if re.match(mujoco, env_id) else "other"
 
@@ -80,11 +82,13 @@ def preset(agent: str, env_id: str) -> dict[str, Any]:
     """The arguments for an agent on an env: default, then the suite's, then the env's own, later ones winning."""
     name = canonical_name(agent)
     base, variant = VARIANTS.get(name, (name, None))
-    presets = read_presets(base)
     merged: dict[str, Any] = {}
-    for key in ("default", suite_of(env_id), re.sub(r"-v\d+$", "", env_id), env_id):
-        merged.update(presets.get(key, {}))
-    return merged if variant is None else agent_class(base).VARIANTS[variant] | merged  # type: ignore[attr-defined]
+    for presets in map(read_presets, dict.fromkeys((base, name))):  # a variant may have a file beside its base's
+        for key in ("default", suite_of(env_id), re.sub(r"-v\d+$", "", env_id), env_id):
+            merged.update(presets.get(key, {}))
+    if variant is None:
+        return merged
+    return agent_class(base).VARIANTS[variant] | merged  # type: ignore[attr-defined]
 
 
 def parse_assignments(pairs: list[str], option: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from .catalogue import OURS, agent_class, canonical_name
+from .catalogue import OFFLINE, OURS, agent_class, canonical_name
 from .errors import UsageError
 from .presets import check_arguments, merge, preset
 
@@ -21,8 +21,9 @@ class RunConfig:
     """What ``tether train`` was asked for; what of it makes the run's identity, :func:`identity_of` says.
 
     :param agent: name in the catalogue
-    :param env: environment id
-    :param steps: env steps (None: the preset's, else a million)
+    :param env: environment id; offline agents are evaluated there
+    :param dataset: for offline agents, a file, folder or name of :func:`tether.envs.load_dataset`
+    :param steps: env steps, for offline agents gradient steps (None: the preset's, else a million)
     :param n_envs: parallel environments (None: the preset's, else 1)
     :param backend: of the vector environment: auto, dummy, subproc, envpool
     :param hp: constructor arguments that override the preset
@@ -47,6 +48,12 @@ class RunConfig:
     on_nonfinite: str = "stop"
     out: Path = Path("results/runs")
     device: str = "auto"
+    dataset: str | None = None
+
+    @property
+    def offline(self) -> bool:
+        """Whether the agent learns from a dataset."""
+        return canonical_name(self.agent) in OFFLINE
 
     def resolve(self) -> tuple[RunConfig, dict[str, Any]]:
         """The configuration with every default filled in, and the agent's checked arguments.
@@ -54,6 +61,9 @@ class RunConfig:
         :raises UsageError: in one sentence, for anything that cannot be run
         """
         agent = canonical_name(self.agent)
+        if self.offline and self.dataset is None:
+            raise UsageError(f"{agent} learns from data: give --dataset FILE, which `tether collect {self.env}` makes.")
+        _require(self.offline or self.dataset is None, f"{agent} learns in its environment: leave out --dataset.")
         arguments = merge(preset(agent, self.env), self.hp)
         check_arguments(agent, arguments)
         steps = arguments.get("steps", DEFAULT_STEPS) if self.steps is None else self.steps
@@ -77,11 +87,16 @@ class RunConfig:
         return self.out / self.env.replace("/", "--") / self.agent / f"seed-{self.seed}"
 
 
-def identity_of(config: RunConfig, arguments: dict[str, Any]) -> dict[str, Any]:
-    """What makes two runs the same: the configuration with the agent's arguments, without where and on what it runs."""
+def identity_of(config: RunConfig, arguments: dict[str, Any], sha256: str | None = None) -> dict[str, Any]:
+    """What makes two runs the same: the configuration with the agent's arguments, without where and on what it runs.
+
+    :param sha256: of the dataset, wherever it lies
+    """
     values = asdict(config)
-    for key in ("out", "device", "checkpoint_every", "on_nonfinite", "hp"):
+    for key in ("out", "device", "checkpoint_every", "on_nonfinite", "hp", "dataset"):
         values.pop(key)
+    if sha256 is not None:
+        values["dataset"] = sha256
     return values | {"arguments": {k: v for k, v in arguments.items() if k not in ("n_envs", "steps")}}
 
 

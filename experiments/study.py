@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import yaml
 
 from tether.envs.envpool_vec import available_cores
 
-from .catalogue import canonical_name
+from .catalogue import OFFLINE, canonical_name
 from .diagnostics import export_diagnostics
 from .errors import UsageError, nearest
 from .interrupts import stoppable
@@ -39,6 +39,13 @@ def _is_mapping_of_mappings(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(item, dict) for item in value.values())
 
 
+def _is_datasets(value: Any) -> bool:
+    def fits(one: Any) -> bool:
+        return isinstance(one, str) or (isinstance(one, dict) and set(one) <= {"steps", "seed", "train_steps"})
+
+    return isinstance(value, dict) and all(map(fits, value.values()))
+
+
 # What each key of a study must be, in words and as a check.
 KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": ("a word", lambda value: isinstance(value, str)),
@@ -51,6 +58,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "eval_every": ("a whole number above 0", _is_whole),
     "eval_episodes": ("a whole number above 0", _is_whole),
     "env_kwargs": ("a mapping of arguments of the environments", lambda value: isinstance(value, dict)),
+    "datasets": ("a mapping of environments to files, or to steps, seed and train_steps of `tether collect`", _is_datasets),
     "hp": ("a mapping of agents to mappings of arguments", _is_mapping_of_mappings),
 }
 KEYS = tuple(KINDS)
@@ -62,6 +70,7 @@ class Study:
 
     :param name: of the folder below ``results/measured``
     :param seeds: how many, from 0, or the seeds themselves
+    :param datasets: environment -> file, or arguments of ``tether collect``, for offline agents
     :param hp: agent -> constructor arguments that override its presets
     """
 
@@ -76,6 +85,7 @@ class Study:
     eval_episodes: int = 10
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     hp: dict[str, dict[str, Any]] = field(default_factory=dict)
+    datasets: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, path: Path) -> Study:
@@ -115,7 +125,31 @@ class Study:
                     yield Job(self, RunConfig(
                         agent, env, self.steps, seed, self.n_envs, self.backend, self.env_kwargs, self.hp.get(agent, {}),
                         eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs,
+                        dataset=str(self.dataset(env, runs)) if agent in OFFLINE else None,
                     ))  # fmt: skip
+
+    def dataset(self, env: str, runs: Path) -> Path | str:
+        """What offline agents learn from in an environment: the study's file, or where a collected one lies.
+
+        :raises UsageError: if the study says nothing about it
+        """
+        if env not in self.datasets:
+            raise UsageError(f"The study {self.name} has offline agents, and 'datasets' says nothing about {env}.")
+        wanted = self.datasets[env]
+        if isinstance(wanted, str):
+            return wanted
+        words = "-".join(f"{key}{value}" for key, value in sorted(wanted.items()))
+        return runs / "datasets" / f"{env.replace('/', '--')}-{words}.hdf5"
+
+    def collect(self, runs: Path, envs: Iterable[str]) -> None:
+        """Make the datasets of these environments that are to be collected and are not there."""
+        from .collect import CollectConfig, collect
+
+        for env in envs:
+            if isinstance(self.datasets.get(env), dict) and not Path(self.dataset(env, runs)).is_file():
+                print(f"  collecting the dataset of {env}", flush=True)
+                path, kwargs = Path(self.dataset(env, runs)), {"env_kwargs": self.env_kwargs, **self.datasets[env]}
+                collect(CollectConfig(env, path, cache=runs / "behaviours", **kwargs), f"tether study, {self.name}")
 
 
 def _check_keys(data: dict[str, Any], path: Path) -> None:
@@ -158,6 +192,7 @@ class Job:
         words += ["--out", str(c.out), "--backend", c.backend, "--eval-episodes", str(c.eval_episodes)]
         words += ["--env-kwargs", *(f"{k}={_yaml_word(v)}" for k, v in c.env_kwargs.items())] if c.env_kwargs else []
         words += ["--n-envs", str(c.n_envs)] if c.n_envs else []
+        words += ["--dataset", c.dataset] if c.dataset else []
         words += ["--eval-every", str(c.eval_every)] if c.eval_every else []
         return words + (["--hp", *(f"{k}={_yaml_word(v)}" for k, v in c.hp.items())] if c.hp else [])
 
@@ -188,6 +223,7 @@ def run_study(path: Path, *, engine: str = "local", jobs: int | None = None, run
     todo = [job for job in all_jobs if not _is_done(job, measured)]
     for env in dict.fromkeys(job.config.env for job in todo):
         check_environment(next(job.config for job in todo if job.config.env == env))
+    study.collect(runs, dict.fromkeys(job.config.env for job in todo if job.config.dataset is not None))
     print(f"study {study.name}: {len(all_jobs)} runs, {len(all_jobs) - len(todo)} done before", flush=True)
     with stoppable():
         return _run_local(todo, jobs or available_cores(), measured)

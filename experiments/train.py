@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +28,12 @@ if TYPE_CHECKING:
 
     from tether.agents import CheckpointCallback
     from tether.agents.common.checkpoint import Checkpoint
+    from tether.envs import OfflineDataset
 
     from .callbacks import EvaluationCallback, StopCallback
 
 MAX_ROLLBACKS = 5  # in one call of `train`
+LOG_ROWS = 100  # of an offline run, at least
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,8 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
     """
     config, arguments = config.resolve()
     folder = config.folder
-    identity = identity_of(config, arguments)
+    dataset = _dataset_of(config)
+    identity = identity_of(config, arguments, None if dataset is None else dataset.meta["sha256"])
     previous = read_manifest(folder)
     if previous is not None:
         refuse_other_configuration(folder, previous["config"], identity)
@@ -67,7 +71,7 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
     with _held(folder), stoppable() as stop:
         rollbacks = 0
         while True:
-            run = _Run(config, arguments, identity, verbose, command or shlex.join(sys.argv), stop)
+            run = _Run(config, arguments, identity, verbose, command or shlex.join(sys.argv), stop, dataset)
             try:
                 return run.execute(previous, rollbacks)
             except ValueError as error:
@@ -89,14 +93,19 @@ class _Run:
         verbose: int,
         command: str,
         stop: Stop,
+        dataset: OfflineDataset | None = None,
     ) -> None:
         self.config, self.arguments, self.verbose, self.stop = config, arguments, verbose, stop
+        self.dataset = dataset
         self.folder = config.folder
         self.manifest = {
             "agent": config.agent, "env": config.env, "seed": config.seed, "steps": config.steps, "status": "running",
             "timesteps": 0, "wall_seconds": 0.0, "deterministic": self._deterministic(), "config": identity,
             "command": command, **describe(),
         }  # fmt: skip
+        if dataset is not None:
+            described = {"source": Path(dataset.meta["source"]).name, "transitions": len(dataset)}
+            self.manifest["dataset"] = {**dataset.meta, **described}
 
     def _deterministic(self) -> bool:
         """Whether evaluations take the likeliest actions."""
@@ -166,6 +175,8 @@ class _Run:
         from tether.agents import Resumable
         from tether.envs import make_vec
 
+        if self.config.offline:  # for its spaces
+            return make_vec(self.config.env, backend="dummy", seed=self.config.seed, env_kwargs=self.config.env_kwargs or None)
         segment = len(list(self.folder.glob("*monitor.csv")))
         return make_vec(
             self.config.env,
@@ -217,12 +228,9 @@ class _Run:
         status, seconds, at_rest = "interrupted", clock(), False
         try:
             with self.stop.deferred(), watched(model.env):
-                model.learn(
-                    self.config.steps - model.num_timesteps,
-                    callback=[*others, evaluation, checkpoint, stopper],
-                    reset_num_timesteps=False,
-                    progress_bar=self.verbose > 0 and sys.stderr.isatty(),
-                )
+                learn, steps = self._method(model), self.config.steps - model.num_timesteps
+                bar = self.verbose > 0 and sys.stderr.isatty()
+                learn(steps, callback=[*others, evaluation, checkpoint, stopper], reset_num_timesteps=False, progress_bar=bar)
             seconds, at_rest = clock(), True
             if not stopper.saved:
                 checkpoint.save()
@@ -241,6 +249,14 @@ class _Run:
             write_model(model, self.folder / "model.zip")
         self._update_manifest(status, self._reached(model), seconds)
         return RunResult(self.folder, finished=status == "finished", fresh=True, manifest=self.manifest)
+
+    def _method(self, model: BaseAlgorithm) -> Callable[..., Any]:
+        """What trains the model for a number of steps."""
+        if self.dataset is None:
+            return model.learn
+        assert self.config.steps is not None
+        log_interval = max(1, min(1000, self.config.steps // LOG_ROWS))
+        return partial(model.learn_offline, self.dataset, log_interval=log_interval)  # type: ignore[attr-defined]
 
     def _reached(self, model: BaseAlgorithm) -> int:
         """Env steps from which the run would go on, or that it ended with."""
@@ -284,7 +300,8 @@ class _Run:
         guard = [] if config.agent in OURS else [FiniteCallback()]
         text = yaml.safe_dump(plain(self.manifest["config"]), sort_keys=False)
         configuration = ConfigurationCallback(hparams, "".join(f"    {line}\n" for line in text.splitlines()))
-        return evaluation, checkpoint, stopper, [*guard, CostCallback(), configuration]
+        costs = [] if config.offline else [CostCallback()]
+        return evaluation, checkpoint, stopper, [*guard, *costs, configuration]
 
     def _make_evaluation_env(self, model: BaseAlgorithm, env_kwargs: dict[str, Any]) -> VecEnv:
         from stable_baselines3.common.vec_env import VecNormalize
@@ -315,6 +332,13 @@ def _may_roll_back(config: RunConfig, error: ValueError, rollbacks: int) -> bool
     from tether.agents import NonFiniteError
 
     return isinstance(error, NonFiniteError) and config.on_nonfinite == "rollback" and rollbacks <= MAX_ROLLBACKS
+
+
+def _dataset_of(config: RunConfig) -> OfflineDataset | None:
+    """What an offline agent learns from; None for the others."""
+    from tether.envs import load_dataset
+
+    return None if config.dataset is None else load_dataset(config.dataset)
 
 
 def check_environment(config: RunConfig) -> None:

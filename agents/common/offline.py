@@ -41,6 +41,10 @@ UPDATES_PER_GRAPH = 10  # on a GPU, of one captured graph
 # ---------------------------------------------------------------------- data
 
 
+class DataError(ValueError):
+    """A dataset that an agent cannot learn from; the message is a sentence that says what to do."""
+
+
 class OfflineData:
     """A dataset as float32 tensors on one device, N rows each; on the CPU they share the memory of its arrays.
 
@@ -48,23 +52,23 @@ class OfflineData:
     ``rewards`` (N,), ``next_observations`` (N, o), ``terminals`` (N,); where there are, ``timeouts`` (N,), ``costs`` (N,)
     or (N, m), ``constraint_values`` (N,), and ``meta``, a mapping. ``tether.envs.datasets`` reads them from files.
 
-    :raises ValueError: for what is missing, not as long, not a vector or not finite, naming the array and the row
+    :raises DataError: for what is missing, not as long, not a vector or not finite, naming the array and the row
     """
 
     def __init__(self, dataset: Any, device: th.device | str = "cpu") -> None:
         get = dataset.get if isinstance(dataset, Mapping) else lambda name: getattr(dataset, name, None)
         missing = [name for name in REQUIRED if get(name) is None]
         if missing:
-            raise ValueError(f"The dataset lacks {', '.join(missing)}: offline agents read {', '.join(REQUIRED)}.")
+            raise DataError(f"The dataset lacks {', '.join(missing)}: offline agents read {', '.join(REQUIRED)}.")
         self.meta: dict[str, Any] = dict(get("meta") or {})
         arrays: dict[str, Any] = {name: get(name) for name in (*REQUIRED, *OPTIONAL) if get(name) is not None}
         length = len(arrays["observations"])
         for name, array in arrays.items():
             if len(array) != length or length == 0:
-                raise ValueError(f"'{name}' has {len(array)} rows and 'observations' {length}: give equally many, and some.")
+                raise DataError(f"'{name}' has {len(array)} rows and 'observations' {length}: give equally many, and some.")
         for name in ("observations", "next_observations", "actions"):
             if len(arrays[name].shape) != 2:
-                raise ValueError(f"'{name}' has the shape {arrays[name].shape}: offline agents take vectors, (N, n).")
+                raise DataError(f"'{name}' has the shape {arrays[name].shape}: offline agents take vectors, (N, n).")
         tensors: dict[str, th.Tensor] = {name: _tensor(array).to(device) for name, array in arrays.items()}
         for name, values in tensors.items():
             _refuse_non_finite(name, values)
@@ -107,19 +111,19 @@ class OfflineData:
     def safe_costs(self) -> th.Tensor:
         """The costs (N,), for agents that learn from safe and unsafe rows.
 
-        :raises ValueError: if there are none, or the rows are of one kind only
+        :raises DataError: if there are none, or the rows are of one kind only
         """
         if self.costs is None:
-            raise ValueError("The dataset has no 'costs': a safe agent needs them, so take data of a task that reports costs.")
+            raise DataError("The dataset has no 'costs': a safe agent needs them, so take data of a task that reports costs.")
         self.refuse_one_class("costs", self.costs > 0)
         return self.costs
 
     def refuse_one_class(self, name: str, unsafe: th.Tensor) -> None:
-        """:raises ValueError: if ``unsafe`` (N,) bool, found in the array ``name``, holds for no row or for all of them"""
+        """:raises DataError: if ``unsafe`` (N,) bool, found in the array ``name``, holds for no row or for all of them"""
         count = int(unsafe.sum())
         if count in (0, len(self)):
             kind = "safe" if count == 0 else "unsafe"
-            raise ValueError(
+            raise DataError(
                 f"By '{name}' every one of the {len(self)} rows is {kind}, so there is nothing to tell safe from unsafe by: "
                 "mix data of several behaviours, as `tether collect` does."
             )
@@ -139,20 +143,20 @@ def _total(costs: th.Tensor | None) -> th.Tensor | None:
 def _refuse_non_finite(name: str, values: th.Tensor) -> None:
     if not bool(th.isfinite(values.sum())) and not bool(th.isfinite(values).all()):
         row = int((~th.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
-        raise ValueError(f"'{name}' is not finite in row {row}: repair the dataset, or leave that episode out.")
+        raise DataError(f"'{name}' is not finite in row {row}: repair the dataset, or leave that episode out.")
 
 
 def reward_scale(data: OfflineData) -> float:
     """T_max / (R_max - R_min): the dataset's references in its ``meta``, or what its own episodes show.
 
-    :raises ValueError: if all episodes have one return
+    :raises DataError: if all episodes have one return
     """
     returns = data.per_episode(data.rewards)
     low = data.meta.get("reference_min_return", returns.min())
     high = data.meta.get("reference_max_return", returns.max())
     longest = data.meta.get("max_episode_steps", data.per_episode(th.ones_like(data.rewards)).max())
     if not float(high) > float(low):
-        raise ValueError(f"Every episode of the dataset returns {float(low):.3g}: give reward_scale, the factor of rewards.")
+        raise DataError(f"Every episode of the dataset returns {float(low):.3g}: give reward_scale, the factor of rewards.")
     return float(longest) / (float(high) - float(low))
 
 
@@ -302,7 +306,7 @@ class OfflineAgent(Agent):
     def _prepare(self, data: OfflineData) -> Batch:
         """What batches are drawn from: tensors of N rows; called once a training.
 
-        :raises ValueError: if the agent cannot learn from the data
+        :raises DataError: if the agent cannot learn from the data
         """
 
     @abstractmethod
@@ -341,7 +345,7 @@ class OfflineAgent(Agent):
         :param tb_log_name: name of the TensorBoard run
         :param reset_num_timesteps: False goes on counting, and to the same folder of TensorBoard
         :param progress_bar: show one
-        :raises ValueError: for a dataset that this agent cannot learn from; nothing has changed then
+        :raises DataError: for a dataset that this agent cannot learn from; nothing has changed then
         :raises NonFiniteError: naming the first loss or gradient that is not finite
         """
         data = OfflineData(dataset, self.device)
@@ -380,7 +384,7 @@ class OfflineAgent(Agent):
             ("actions", self.action_space, actions),
         ):
             if mine.shape != theirs.shape:
-                raise ValueError(f"The dataset's {name} have the shape {theirs.shape}, and the agent's {mine.shape}.")
+                raise DataError(f"The dataset's {name} have the shape {theirs.shape}, and the agent's {mine.shape}.")
 
     def _begin(
         self, steps: int, callback: MaybeCallback, reset: bool, tb_log_name: str | None, progress_bar: bool
