@@ -1,7 +1,7 @@
 """Policies that make offline data: at random, half trained, trained for the reward, trained to avoid costs.
 
-The trained ones come from two runs of MDPO, one on the reward and one on the reward less a penalty for costs, with a
-snapshot on the way of each. They are kept by environment, seed and length, and trained once.
+The trained ones come from two runs of MDPO, one on the reward and one that is punished where it costs, with a snapshot on
+the way of each. They are kept by environment, seed and length, and trained once.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ BEHAVIOURS: dict[str, tuple[str | None, float, float]] = {
     "cautious": ("safe", 0.4, 0.15),
     "safe": ("safe", 1.0, 0.30),
 }
-PENALTY = 2.0  # of a unit of cost, in mean absolute rewards of a step
+PENALTY = 3.0  # of a unit of cost, in mean absolute rewards of a step
 # Env steps of each training: what two cores do in less than five minutes, and where safe and unsafe episodes differ.
-TRAIN_STEPS = {"Bullet": 150_000, "PointRobot": 300_000, "Velocity": 800_000}
+TRAIN_STEPS = {"Bullet": 250_000, "PointRobot": 300_000, "Velocity": 800_000}
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _train(training: str, env_id: str, seed: int, steps: int, place: Path, env_k
 
 
 def penalised(env: VecEnv) -> VecEnv:
-    """``env`` with rewards less :data:`PENALTY` times the mean absolute reward so far, for each unit of cost."""
+    """``env`` where a step that costs gives no reward, but :data:`PENALTY` times the mean absolute reward as punishment."""
     from stable_baselines3.common.vec_env import VecEnvWrapper
 
     class Penalised(VecEnvWrapper):
@@ -132,6 +132,7 @@ def penalised(env: VecEnv) -> VecEnv:
             observations, rewards, dones, infos = self.venv.step_wait()
             self.total, self.count = self.total + float(np.abs(rewards).sum()), self.count + len(rewards)
             costs = np.array([info.get("cost", 0.0) for info in infos], np.float32)
-            return observations, rewards - PENALTY * self.total / self.count * costs, dones, infos
+            punishment = PENALTY * self.total / self.count * costs
+            return observations, np.where(costs > 0.0, -punishment, rewards), dones, infos
 
     return Penalised(env)
