@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .catalogue import OURS, agent_class
+from .catalogue import OFFLINE, OURS, agent_class
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
 from .markdown import table
 from .presets import build_arguments, merge, preset
@@ -36,7 +36,7 @@ def safety(out: Path | None, rounds: int, seconds: float, command: str) -> str:
     before = th.get_num_threads()
     th.set_num_threads(1)
     try:
-        rows = [_measure(name, rounds, seconds) for name in OURS]
+        rows = [_measure(name, rounds, seconds) for name in OURS if name not in OFFLINE]
     finally:
         th.set_num_threads(before)
     made = {"command": command, "hardware": hardware(), "versions": versions(), **git_revision()}

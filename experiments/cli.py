@@ -78,6 +78,8 @@ def _add_evaluate(commands: Any) -> None:
         help="the likeliest actions, or sampled ones (default: as the run)",
     )
     p.add_argument("--video", type=Path, metavar="FILE.mp4", help="film one more episode")
+    p.add_argument("--feasibility", type=Path, metavar="FILE.png", help="draw FISOR's feasible region of the point robot")
+    p.add_argument("--dataset", metavar="FILE", help="with --feasibility: compare on the states of this dataset")
     p.set_defaults(run=_evaluate)
 
 
@@ -189,6 +191,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         print(f"{type(trained.model).__name__} on {trained.env_id}{where}{how}")
         print(summary(evaluate(trained.model, env, args.episodes, deterministic), trained.env_id))
         env.close()
+    if args.feasibility is not None:
+        from tether.envs import load_dataset
+
+        from .feasibility import agreement, regions
+
+        args.feasibility.write_bytes(regions(trained.model))
+        if args.dataset is not None:
+            print(agreement(trained.model, load_dataset(args.dataset)))
     if args.video is not None:
         print(f"{args.video}: {record_video(trained, args.video, args.seed)} frames")
     return 0

@@ -36,6 +36,7 @@ COLOURS = {
     "GIRL": "#d6277f",
     "FMQ": "#c79a00",
     "FISOR": "#0f766e",
+    "PRDC": "#7b5ea7",
     "OGSRL": "#9b2226",
 }
 PEERS = {

@@ -16,6 +16,7 @@ from .figures import learning_curves, prominence, trust_region
 from .markdown import brackets, format_steps, number, ranges, table
 from .published import Published, read_published, same_task
 from .runs import FloatArray, Row, Run, RunError, group, load_runs
+from .safe_scores import METRICS, has_safe_scores, safe_section
 from .scores import SCORES, score_range, score_section
 from .statistics import Estimate, interval, iqm, probability_of_improvement
 
@@ -106,6 +107,10 @@ def _document(
     if any(score_range(row.env) for row in rows):
         yield ""
         yield from score_section(rows, [p for p in papers if p.metric in SCORES])
+    safe = [row for row in rows if row.finished and has_safe_scores(row)]
+    if safe:
+        yield ""
+        yield from safe_section(safe, [p for p in papers if p.metric in METRICS])
     if comparisons:
         yield ""
         yield from _comparison_section(comparisons)
