@@ -104,7 +104,8 @@ def test_an_interrupted_collection_goes_on(data, tether, tmp_path, monkeypatch):
     monkeypatch.setattr(collect, "_run_round", interrupted)
     assert tether(*words, "--out", tmp_path / "set.hdf5").code == 130
     assert not (tmp_path / "set.hdf5").exists()
-    other = tether("collect", "PointRobot-v0", "--steps", 500, "--seed", 1, "--behaviour", "random", "--out", tmp_path / "set.hdf5")
+    random = ["--seed", 1, "--behaviour", "random"]
+    other = tether("collect", "PointRobot-v0", "--steps", 500, *random, "--out", tmp_path / "set.hdf5")
     assert other.code == 2
     assert "rounds of another collection" in other.err
     rounds.clear()
