@@ -20,7 +20,6 @@ from stable_baselines3.common import utils
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
-from torch.nn import functional as F
 
 from .common.batched import (
     BatchedLayerNorm,
@@ -34,6 +33,7 @@ from .common.batched import (
 )
 from .common.diffusion import Diffusion
 from .common.expectile import expectile_loss, reversed_expectile_loss
+from .common.mish import Mish, mish
 from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy, reward_scale
 
 ACTION_EDGE = 1e-5  # the data's actions are clipped to 1 - this
@@ -86,7 +86,7 @@ class ResidualBlock(nn.Module):
         self.narrow = BatchedLinear(seeds, 4 * width, width, lecun_normal)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return x + self.narrow(F.mish(self.wide(self.norm(self.dropout(x)))))
+        return x + self.narrow(mish(self.wide(self.norm(self.dropout(x)))))
 
 
 class NoiseNetwork(nn.Module):
@@ -110,7 +110,7 @@ class NoiseNetwork(nn.Module):
         super().__init__()
         self.steps, self.inputs = steps, action_dim + obs_dim
         self.fourier = nn.Parameter(0.2 * th.randn(seeds, 1, 32))
-        self.time = BatchedMLP(seeds, 64, (128,), 128, nn.Mish, xavier_uniform)
+        self.time = BatchedMLP(seeds, 64, (128,), 128, Mish, xavier_uniform)
         self.first = BatchedLinear(seeds, self.inputs + 128, width, xavier_uniform)
         self.blocks = nn.Sequential(*(ResidualBlock(seeds, width, dropout) for _ in range(n_blocks)))
         self.last = BatchedLinear(seeds, width, action_dim, xavier_uniform)
@@ -131,7 +131,7 @@ class NoiseNetwork(nn.Module):
 
     def after_first(self, x: th.Tensor) -> th.Tensor:
         """The rest of the network, (S, B, width) to (S, B, d)."""
-        return self.last(F.mish(self.blocks(x)))
+        return self.last(mish(self.blocks(x)))
 
 
 class FISORPolicy(OfflinePolicy):

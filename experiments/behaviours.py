@@ -1,13 +1,16 @@
-"""Policies that make offline data: at random, half trained, trained for the reward, and then to avoid costs.
+"""Policies that make offline data: at random, half trained, trained for the reward, and trained to avoid costs.
 
-The trained ones are snapshots of one run of MDPO, first on the reward, then where a step that costs is punished: one
-lineage, whose policies differ in what they dare and not in how they move. They are kept by environment, seed and length.
+The trained ones are snapshots of MDPO: a novice, from which one branch goes on for the reward, and one where a step that
+costs is punished, so that they differ in what they dare and less in how they move. They are kept by environment, seed and
+length of training.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +21,18 @@ from .errors import UsageError, nearest
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
 
-# Name -> when it is taken, in lengths of the training for the reward (None: not trained), and its share of a mixture's steps.
-BEHAVIOURS: dict[str, tuple[float | None, float]] = {
-    "random": (None, 0.05),
-    "novice": (0.25, 0.15),
-    "reward": (1.0, 0.35),
-    "cautious": (1.15, 0.15),
-    "safe": (1.4, 0.30),
+# Name -> the branch it comes from (None: not trained), when it is taken, as a part of the training, and its share of the
+# steps of a mixture. Both branches begin at the novice.
+BEHAVIOURS: dict[str, tuple[str | None, float, float]] = {
+    "random": (None, 0.0, 0.05),
+    "novice": ("start", 0.25, 0.15),
+    "reward": ("reward", 1.0, 0.30),
+    "cautious": ("safe", 0.6, 0.15),
+    "safe": ("safe", 1.0, 0.35),
 }
-PENALTY = 3.0  # of a unit of cost, in mean absolute rewards of a step
-# Env steps of the training for the reward: with the rest of it less than five minutes on two cores.
-TRAIN_STEPS = {"Velocity": 800_000, "Safety": 200_000, "PointRobot": 300_000}
+PENALTY = 5.0  # of a unit of cost, in mean absolute rewards of a step
+# Env steps of a branch and what comes before it: less than five minutes on two cores, which each take one.
+TRAIN_STEPS = {"Velocity": 800_000, "Safety": 250_000, "PointRobot": 400_000}
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Behaviour:
 
 
 def train_steps(env_id: str) -> int:
-    """How long behaviours of an environment are trained for the reward by default."""
+    """How long the behaviours of an environment are trained by default."""
     return next((steps for word, steps in TRAIN_STEPS.items() if word in env_id), 300_000)
 
 
@@ -55,19 +59,23 @@ def make_behaviours(
     """The behaviours of a mixture, trained where they are not there yet.
 
     :param names: of :data:`BEHAVIOURS`, or paths of saved agents and run folders; none: all of them
-    :param steps: of the training for the reward
+    :param steps: of the training
     :param folder: where trained behaviours are kept
     :raises UsageError: for a name that is neither
     """
     if names:
         chosen = [_named(name, 1.0 / len(names)) for name in names]
     else:
-        chosen = [Behaviour(name, None, share) for name, (_, share) in BEHAVIOURS.items()]
+        chosen = [Behaviour(name, None, share) for name, (_, _, share) in BEHAVIOURS.items()]
     place = folder / env_id.replace("/", "--") / f"seed-{seed}-{steps}"
-    trained = {b.name: place / f"{b.name}.zip" for b in chosen if BEHAVIOURS.get(b.name, (None,))[0] is not None}
+    trained = {b.name: place / f"{b.name}.zip" for b in chosen if b.name in BEHAVIOURS and BEHAVIOURS[b.name][0]}
     if not all(path.is_file() for path in trained.values()):
-        print(f"training behaviours of {env_id}, {steps:,} steps for the reward and then for safety", flush=True)
-        _train(env_id, seed, steps, place, env_kwargs)
+        print(f"training behaviours of {env_id}, {steps:,} steps for the reward and as many for safety", flush=True)
+        with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+            pool.submit(_train, "start", env_id, seed, steps, place, dict(env_kwargs)).result()
+            branches = [pool.submit(_train, b, env_id, seed, steps, place, dict(env_kwargs)) for b in ("reward", "safe")]
+            for branch in branches:
+                branch.result()
     return [Behaviour(b.name, trained.get(b.name, b.model), b.share) for b in chosen]
 
 
@@ -80,24 +88,27 @@ def _named(name: str, share: float) -> Behaviour:
     return Behaviour(name, path, share)
 
 
-def _train(env_id: str, seed: int, steps: int, place: Path, env_kwargs: Mapping[str, Any]) -> None:
-    """Train the lineage and save its snapshots, in their order."""
+def _train(branch: str, env_id: str, seed: int, steps: int, place: Path, env_kwargs: dict[str, Any]) -> None:
+    """Train one branch and save its snapshots, in their order."""
+    import torch as th
+
     from tether.agents import MDPO
-    from tether.agents.common.threads import use_threads
     from tether.envs import make_vec
 
     from .presets import build_arguments, preset
 
+    th.set_num_threads(1)
     arguments = preset("MDPO", env_id)
     env: VecEnv = make_vec(env_id, arguments["n_envs"], backend="dummy", seed=seed, env_kwargs=env_kwargs)
-    agent = MDPO("MlpPolicy", env, seed=seed, device="cpu", **build_arguments("MDPO", arguments))
-    with use_threads(1):
-        for name, (when, _) in BEHAVIOURS.items():
-            if when is None:
-                continue
-            if when > 1.0 and agent.env is env:
-                agent.set_env(penalised(env))
-            agent.learn(int(steps * when) - agent.num_timesteps, reset_num_timesteps=False)
+    env = penalised(env) if branch == "safe" else env
+    if branch == "start":
+        agent = MDPO("MlpPolicy", env, seed=seed, device="cpu", **build_arguments("MDPO", arguments))
+    else:
+        agent = MDPO.load(place / "novice.zip", env, device="cpu")
+        agent.reseed(seed + 1)
+    for name, (of, part, _) in BEHAVIOURS.items():
+        if of == branch:
+            agent.learn(int(steps * part) - agent.num_timesteps, reset_num_timesteps=False)
             agent.save(place / f"{name}.zip")
     env.close()
 

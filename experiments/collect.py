@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,13 +64,13 @@ def collect(config: CollectConfig, command: str = "") -> Path:
     kwargs = {**collecting_arguments(config.env), **config.env_kwargs}
     steps = config.train_steps or train_steps(config.env)
     mixture = make_behaviours(config.env, list(config.behaviours), config.seed, steps, config.cache, kwargs)
-    partial = _partial_folder(config, kwargs, steps)
+    shards = _shards_folder(config, kwargs, steps)
     with stoppable():
-        rounds, names = _collect_rounds(config, mixture, kwargs, partial)
-    return _finish(config, rounds, names, partial, command)
+        rounds, names = _collect_rounds(config, mixture, kwargs, shards)
+    return _finish(config, rounds, names, shards, command)
 
 
-def _partial_folder(config: CollectConfig, kwargs: Mapping[str, Any], steps: int) -> Path:
+def _shards_folder(config: CollectConfig, kwargs: Mapping[str, Any], steps: int) -> Path:
     """Where finished rounds lie.
 
     :raises UsageError: if rounds of another command lie there
@@ -92,7 +93,7 @@ def _partial_folder(config: CollectConfig, kwargs: Mapping[str, Any], steps: int
 
 
 def _collect_rounds(
-    config: CollectConfig, mixture: Sequence[Behaviour], kwargs: Mapping[str, Any], partial: Path
+    config: CollectConfig, mixture: Sequence[Behaviour], kwargs: Mapping[str, Any], shards: Path
 ) -> tuple[list[Round], list[str]]:
     """Rounds until there are enough steps, and the behaviour of each."""
     from tether.envs import make_env
@@ -105,12 +106,14 @@ def _collect_rounds(
     try:
         while sum(taken.values()) < config.steps:
             behaviour = min(mixture, key=lambda b: taken[b.name] / b.share)
-            path = partial / f"{len(rounds):06d}.npz"
+            path = shards / f"{len(rounds):06d}.npz"
             if path.is_file():
                 with np.load(path, allow_pickle=False) as file:
                     rounds.append(dict(file))
             else:
-                rounds.append(_run_round(envs, policies[behaviour.name], config.seed + 1_000_003 * (len(rounds) + 1)))
+                likeliest = names.count(behaviour.name) % 2 == 1  # every second round, for data without its noise
+                policy = partial(policies[behaviour.name], likeliest)
+                rounds.append(_run_round(envs, policy, config.seed + 1_000_003 * (len(rounds) + 1)))
                 _write_round(path, rounds[-1])
             names.append(behaviour.name)
             taken[behaviour.name] += len(rounds[-1]["rewards"])
@@ -121,13 +124,13 @@ def _collect_rounds(
 
 
 def _policy(behaviour: Behaviour, space: Any) -> Any:
-    """The function from observations (B, o) to actions (B, d) of a behaviour, sampled."""
+    """The function from whether to take the likeliest, and observations (B, o), to actions (B, d) of a behaviour."""
     if behaviour.model is None:
-        return lambda observations: np.random.uniform(space.low, space.high, (len(observations), *space.shape))  # noqa: NPY002
+        return lambda _, observations: np.random.uniform(space.low, space.high, (len(observations), *space.shape))  # noqa: NPY002
     from .evaluate import load_trained
 
     trained = load_trained(behaviour.model, env_id="behaviour")
-    return lambda observations: trained.model.predict(observations, deterministic=False)[0]
+    return lambda likeliest, observations: trained.model.predict(observations, deterministic=likeliest)[0]
 
 
 def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
@@ -164,7 +167,7 @@ def _write_round(path: Path, arrays: Round) -> None:
 # ---------------------------------------------------------------------- the file
 
 
-def _finish(config: CollectConfig, rounds: list[Round], names: list[str], partial: Path, command: str) -> Path:
+def _finish(config: CollectConfig, rounds: list[Round], names: list[str], shards: Path, command: str) -> Path:
     from tether.envs import OfflineDataset, make_env
     from tether.envs.datasets import dsrl
 
@@ -185,7 +188,7 @@ def _finish(config: CollectConfig, rounds: list[Round], names: list[str], partia
     path = config.out if config.out.suffix == ".hdf5" else config.out / dsrl.file_name(config.env.replace("/", "--"), dataset)
     dsrl.write(path, dataset, {**meta, **attrs})
     _describe(path, config, dataset, rounds, names, meta, command)
-    shutil.rmtree(partial)
+    shutil.rmtree(shards)
     return path
 
 

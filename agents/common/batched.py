@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch as th
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 Initialiser = Callable[["BatchedLinear"], None]
+RELU = partial(nn.ReLU, inplace=True)  # a product keeps its inputs only
 LECUN_STD = 0.87962566103423978  # of a standard normal that is cut at +-2
 
 
@@ -85,7 +87,7 @@ class BatchedMLP(nn.Sequential):
         features_in: int,
         widths: Sequence[int],
         features_out: int,
-        activation_fn: type[nn.Module] = nn.ReLU,
+        activation_fn: Callable[[], nn.Module] = RELU,
         initialise: Initialiser = torch_default,
     ) -> None:
         layers: list[nn.Module] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch as th
 from torch import nn
 
-from .batched import BatchedLinear, BatchedMLP
+from .batched import BatchedMLP
 
 LOG_STD = (-4.0, 15.0)
 LATENT_CLIP = 0.5
@@ -20,15 +20,12 @@ class ActionVAE(nn.Module):
     def __init__(self, seeds: int, obs_dim: int, action_dim: int, width: int = 400) -> None:
         super().__init__()
         self.latent_dim = 2 * action_dim
-        self.encoder = nn.Sequential(
-            BatchedLinear(seeds, obs_dim + action_dim, width), nn.ReLU(), BatchedLinear(seeds, width, width), nn.ReLU()
-        )
-        self.moments = BatchedLinear(seeds, width, 2 * self.latent_dim)
+        self.encoder = BatchedMLP(seeds, obs_dim + action_dim, (width, width), 2 * self.latent_dim)
         self.decoder = BatchedMLP(seeds, obs_dim + self.latent_dim, (width, width), action_dim)
 
     def encode(self, observations: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Mean and log-std of the latent, (S, B, 2 d) each."""
-        mean, log_std = self.moments(self.encoder(th.cat([observations, actions], -1))).chunk(2, -1)
+        mean, log_std = self.encoder(th.cat([observations, actions], -1)).chunk(2, -1)
         return mean, log_std.clamp(*LOG_STD)
 
     def decode(self, observations: th.Tensor, latent: th.Tensor | None = None) -> th.Tensor:

@@ -13,6 +13,7 @@ from tests.kit.offline import one_step_tasks, random_dataset
 from tether.agents import FISOR
 from tether.agents.common.diffusion import Diffusion
 from tether.agents.common.expectile import expectile_loss, reversed_expectile_loss
+from tether.agents.common.mish import mish
 from tether.agents.common.offline import OfflineData, reward_scale
 from tether.agents.fisor import feasible_target, policy_weight
 
@@ -397,3 +398,16 @@ def test_learns_the_safe_action_of_one_step_tasks():
     assert np.mean(actions <= 0.0) > 0.97, f"{np.mean(actions <= 0.0):.2f} of the actions are safe"
     v_h = agent.policy.values(th.from_numpy(states)[None])[0, 1].detach()
     assert float(v_h.mean()) == pytest.approx(1.6, abs=0.5), "the 0.1-expectile of {-1, 25}, half and half"
+
+
+# ---------------------------------------------------------------------- mish
+
+
+def test_mish_and_its_derivative():
+    x = th.cat([th.linspace(-30, 30, 2001), th.tensor([-1e4, -100.0, 0.0, 88.0, 1e4])]).requires_grad_()
+    (slope,) = th.autograd.grad(mish(x).sum(), x)
+    (reference,) = th.autograd.grad(th.nn.functional.mish(x).sum(), x)
+    assert th.allclose(mish(x), th.nn.functional.mish(x), atol=2e-6, rtol=1e-6)
+    assert th.allclose(slope, reference, atol=2e-6)
+    assert th.autograd.gradcheck(mish, th.linspace(-5, 5, 23, dtype=th.float64).requires_grad_())
+    assert not mish(x.detach()).requires_grad
