@@ -15,7 +15,7 @@ class _Mish(th.autograd.Function):
     """With e = exp(x) and n = e (e + 2): tanh(softplus(x)) = n / (n + 2) and mish' = n / (n + 2) + 4 x (n - e) / (n + 2)^2."""
 
     @staticmethod
-    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: th.Tensor) -> th.Tensor:
         e = x.clamp(max=LARGE).exp_()
         n = (e + 2.0).mul_(e)
         r = (n + 2.0).reciprocal_()

@@ -15,7 +15,7 @@ import pytest
 from tests.kit.offline import OneStep, random_dataset
 from tether.envs import OfflineDataset, load_dataset
 from tether.envs.datasets import dsrl
-from tether.experiments.behaviours import penalised
+from tether.experiments.behaviours import PENALTY, penalised
 from tether.experiments.presets import preset
 from tether.experiments.safe_scores import cost_limit, normalized_cost, normalized_reward
 
@@ -155,7 +155,7 @@ def test_where_it_costs_there_is_no_reward():
     raw = env.total / env.count
     assert [info["cost"] for info in infos] == [0.0, 1.0]
     assert rewards[0] > 0.0
-    assert rewards[1] == pytest.approx(-3.0 * raw)
+    assert rewards[1] == pytest.approx(-PENALTY * raw)
 
 
 # ---------------------------------------------------------------------- train
