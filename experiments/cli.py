@@ -120,7 +120,7 @@ def _add_report(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
-    p.add_argument("what", choices=("on-policy", "images", "safety"))
+    p.add_argument("what", choices=("on-policy", "offline", "inference", "images", "safety"))
     p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
@@ -238,6 +238,16 @@ def _bench(args: argparse.Namespace) -> int:
     from .bench import on_policy
 
     command = shlex.join(["tether", *sys.argv[1:]])
+    if args.what in ("offline", "inference"):
+        from .bench_offline import inference, offline
+
+        if args.env or (args.only and args.what == "inference"):
+            raise UsageError(f"`tether bench {args.what}` measures on random data of one size: leave out --env and --only.")
+        if args.what == "offline":
+            print(offline(args.out, args.only, args.rounds, args.seconds, command))
+        else:
+            print(inference(args.out, args.rounds, command))
+        return 0
     if args.what == "safety":
         from .bench_safety import safety
 
