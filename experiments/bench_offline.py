@@ -155,6 +155,8 @@ def _d3rlpy_peers() -> Iterator[tuple[str, Callable[[], Run]]]:
             dataset = d3rlpy.dataset.MDPDataset(raw["observations"], raw["actions"], raw["rewards"][:, None], ends)
             algo = config.create(device=False)
             algo.build_with_dataset(dataset)
+            if hasattr(algo.impl, "_nbsr"):  # PRDC's search, which its `fit` would make
+                algo.impl._nbsr.fit(np.hstack([algo.config.beta * raw["observations"], raw["actions"]]))
 
             def run(n: int) -> None:
                 for _ in range(n):
