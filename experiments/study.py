@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,7 @@ def _is_mapping_of_mappings(value: Any) -> bool:
 
 def _is_datasets(value: Any) -> bool:
     def fits(one: Any) -> bool:
-        return isinstance(one, str) or (isinstance(one, dict) and set(one) <= {"steps", "seed", "train_steps"})
+        return isinstance(one, str) or (isinstance(one, dict) and set(one) <= {"steps", "seed", "train_steps", "behaviours"})
 
     return isinstance(value, dict) and all(map(fits, value.values()))
 
@@ -58,7 +59,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "eval_every": ("a whole number above 0", _is_whole),
     "eval_episodes": ("a whole number above 0", _is_whole),
     "env_kwargs": ("a mapping of arguments of the environments", lambda value: isinstance(value, dict)),
-    "datasets": ("a mapping of environments to files, or to steps, seed and train_steps of `tether collect`", _is_datasets),
+    "datasets": ("a mapping of environments to files, or to steps, seed, train_steps and behaviours of `tether collect`", _is_datasets),
     "hp": ("a mapping of agents to mappings of arguments", _is_mapping_of_mappings),
 }
 KEYS = tuple(KINDS)
@@ -138,7 +139,7 @@ class Study:
         wanted = self.datasets[env]
         if isinstance(wanted, str):
             return wanted
-        words = "-".join(f"{key}{value}" for key, value in sorted(wanted.items()))
+        words = re.sub(r"[^\w-]+", "", "-".join(f"{key}{value}" for key, value in sorted(wanted.items())))
         return runs / "datasets" / f"{env.replace('/', '--')}-{words}.hdf5"
 
     def collect(self, runs: Path, envs: Iterable[str]) -> None:
@@ -148,7 +149,9 @@ class Study:
         for env in envs:
             if isinstance(self.datasets.get(env), dict) and not Path(self.dataset(env, runs)).is_file():
                 print(f"  collecting the dataset of {env}", flush=True)
-                path, kwargs = Path(self.dataset(env, runs)), {"env_kwargs": self.env_kwargs, **self.datasets[env]}
+                kwargs = {"env_kwargs": self.env_kwargs, **self.datasets[env]}
+                kwargs["behaviours"] = tuple(kwargs.get("behaviours", ()))
+                path = Path(self.dataset(env, runs))
                 collect(CollectConfig(env, path, cache=runs / "behaviours", **kwargs), f"tether study, {self.name}")
 
 
