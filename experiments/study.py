@@ -59,7 +59,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "eval_every": ("a whole number above 0", _is_whole),
     "eval_episodes": ("a whole number above 0", _is_whole),
     "env_kwargs": ("a mapping of arguments of the environments", lambda value: isinstance(value, dict)),
-    "datasets": ("a mapping of environments to files, or to steps, seed, train_steps and behaviours of `tether collect`", _is_datasets),
+    "datasets": ("a mapping of environments to files, or to what of `tether collect` to set", _is_datasets),
     "hp": ("a mapping of agents to mappings of arguments", _is_mapping_of_mappings),
 }
 KEYS = tuple(KINDS)
