@@ -32,7 +32,7 @@ BEHAVIOURS: dict[str, tuple[str | None, float, float]] = {
 }
 PENALTY = 5.0  # of a unit of cost, in mean absolute rewards of a step
 # Env steps of a branch and what comes before it: less than five minutes on two cores, which each take one.
-TRAIN_STEPS = {"Velocity": 800_000, "Safety": 250_000, "PointRobot": 400_000}
+TRAIN_STEPS = {"Velocity": 800_000, "SafetyCar": 200_000, "Safety": 250_000, "PointRobot": 400_000}
 
 
 @dataclass(frozen=True)
