@@ -11,6 +11,7 @@ from .make import (
     make_vec,
     resolve_backend,
     scoring_arguments,
+    scripted_behaviours,
     unseen_arguments,
 )
 from .suite import EnvError
@@ -27,6 +28,7 @@ __all__ = [
     "make_vec",
     "resolve_backend",
     "scoring_arguments",
+    "scripted_behaviours",
     "unseen_arguments",
 ]
 

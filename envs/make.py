@@ -183,6 +183,11 @@ def collecting_arguments(env_id: str) -> Mapping[str, Any]:
     return _suite_of(env_id).collecting
 
 
+def scripted_behaviours(env_id: str) -> Mapping[str, Callable[[Any], Any]]:
+    """Controllers that make offline data of an environment without training, by name; none for most."""
+    return _suite_of(env_id).behaviours
+
+
 def unseen_arguments(env_id: str) -> Mapping[str, Any] | None:
     """Arguments for `make_env` with which generalisation is measured: all levels of a ProcGen game; None elsewhere."""
     return _suite_of(env_id).unseen

@@ -86,6 +86,57 @@ def states_of(observations: np.ndarray) -> np.ndarray:
     return np.column_stack([observations[:, :3], np.arctan2(observations[:, 4], observations[:, 3])])
 
 
+# ---------------------------------------------------------------------- controllers
+
+CRUISE = 1.5  # m/s, that controllers aim at
+CLEARANCE = 0.15  # m, that a path around a disc keeps
+
+
+def seek_goal(observations: np.ndarray) -> np.ndarray:
+    """Straight to the goal, through whatever lies there: (B, 11) -> actions (B, 2)."""
+    states = states_of(observations)
+    return _steer(states, _direction(GOAL - states[:, :2]))
+
+
+def seek_goal_safely(observations: np.ndarray) -> np.ndarray:
+    """To the goal past the discs: (B, 11) -> actions (B, 2).
+
+    It aims at the tangent of a disc that lies in the way; where the action would leave the avoidable states, it brakes and
+    turns away from the nearer disc instead, as :func:`avoidable` supposes. Inside a disc it goes on.
+    """
+    states = states_of(observations)
+    actions = _steer(states, _around(states))
+    fatal = ~avoidable(dynamics(states, actions)) & (constraint_values(states) <= 0.0)
+    way = HAZARDS[_distances(states).argmin(axis=1)] - states[:, :2]
+    aside = np.cos(states[:, 3]) * way[:, 1] - np.sin(states[:, 3]) * way[:, 0]
+    evasion = np.column_stack([-np.sign(states[:, 2]), np.where(aside >= 0.0, -1.0, 1.0)])
+    return np.where(fatal[:, None], evasion, actions)
+
+
+def _steer(states: np.ndarray, direction: np.ndarray) -> np.ndarray:
+    """Actions (B, 2) that turn to a direction (B,) and take up the cruising speed; slower, the more there is to turn."""
+    error = (direction - states[:, 3] + np.pi) % (2 * np.pi) - np.pi
+    speed = CRUISE * np.maximum(np.cos(error), 0.2)
+    return np.clip(np.column_stack([3.0 * (speed - states[:, 2]), 3.0 * error]), -1.0, 1.0)
+
+
+def _direction(ways: np.ndarray) -> np.ndarray:
+    return np.arctan2(ways[:, 1], ways[:, 0])
+
+
+def _around(states: np.ndarray) -> np.ndarray:
+    """The direction to the goal, or past the nearest disc between it and the robot, (B,)."""
+    direction, to_goal = _direction(GOAL - states[:, :2]), _to_goal(states)
+    for hazard in HAZARDS[np.argsort(HAZARDS[:, 1])]:
+        way = hazard - states[:, :2]
+        distance, bearing = np.linalg.norm(way, axis=1), _direction(way)
+        half = np.arcsin(np.minimum((HAZARD_RADIUS + CLEARANCE) / distance, 1.0))
+        offset = (direction - bearing + np.pi) % (2 * np.pi) - np.pi
+        blocked = (np.abs(offset) < half) & (distance < to_goal)
+        direction = np.where(blocked, bearing + np.where(offset >= 0.0, half, -half), direction)
+    return direction
+
+
 # ---------------------------------------------------------------------- which states are feasible
 
 
@@ -232,4 +283,11 @@ def _make(env_id: str, flatten: bool, render_mode: str | None, *, max_episode_st
     return gym.wrappers.TimeLimit(env, max_episode_steps)
 
 
-SUITE = Suite("point-robot", owns=lambda env_id: env_id == ID, ids=lambda: [ID], make=_make, collecting={"random_start": True})
+SUITE = Suite(
+    "point-robot",
+    owns=lambda env_id: env_id == ID,
+    ids=lambda: [ID],
+    make=_make,
+    collecting={"random_start": True},
+    behaviours={"reward": seek_goal, "safe": seek_goal_safely},
+)

@@ -7,7 +7,7 @@ length of training.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,28 +24,31 @@ if TYPE_CHECKING:
 # Name -> the branch it comes from (None: not trained), when it is taken, as a part of the training, and its share of the
 # steps of a mixture. Both branches begin at the novice.
 BEHAVIOURS: dict[str, tuple[str | None, float, float]] = {
-    "random": (None, 0.0, 0.05),
-    "novice": ("start", 0.25, 0.15),
-    "reward": ("reward", 1.0, 0.30),
+    "random": (None, 0.0, 0.01),  # little, because it fills the states where episodes begin, and clones then never leave them
+    "novice": ("start", 0.25, 0.14),
+    "reward": ("reward", 1.0, 0.35),
     "cautious": ("safe", 0.6, 0.15),
     "safe": ("safe", 1.0, 0.35),
 }
+SCRIPTED = {"random": 0.1, "reward": 0.4, "safe": 0.5}  # shares, where the suite brings controllers
+NOISE = 0.3  # standard deviation, added to a controller's actions where they are sampled
 PENALTY = 5.0  # of a unit of cost, in mean absolute rewards of a step
 # Env steps of a branch and what comes before it: less than five minutes on two cores, which each take one.
-TRAIN_STEPS = {"Velocity": 800_000, "SafetyCar": 200_000, "Safety": 250_000, "PointRobot": 400_000}
+TRAIN_STEPS = {"Velocity": 800_000, "SafetyCar": 200_000, "Safety": 250_000}
 
 
 @dataclass(frozen=True)
 class Behaviour:
     """A policy in a mixture.
 
-    :param model: file of a saved agent; None acts at random
+    :param model: file of a saved agent; None: it acts by ``controller``, or at random where that is None, too
     :param share: of the steps
     """
 
     name: str
     model: Path | None
     share: float
+    controller: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 def train_steps(env_id: str) -> int:
@@ -63,6 +66,11 @@ def make_behaviours(
     :param folder: where trained behaviours are kept
     :raises UsageError: for a name that is neither
     """
+    from tether.envs import scripted_behaviours
+
+    scripted = scripted_behaviours(env_id)
+    if scripted and not set(names) - set(SCRIPTED):
+        return [Behaviour(name, None, SCRIPTED[name], scripted.get(name)) for name in names or SCRIPTED]
     if names:
         chosen = [_named(name, 1.0 / len(names)) for name in names]
     else:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .behaviours import Behaviour, make_behaviours, train_steps
+from .behaviours import NOISE, Behaviour, make_behaviours, train_steps
 from .errors import UsageError
 from .interrupts import stoppable
 from .manifest import describe, write_json
@@ -25,7 +25,7 @@ from .manifest import describe, write_json
 if TYPE_CHECKING:
     from tether.envs import OfflineDataset
 
-WIDTH = 8  # episodes of a round
+WIDTH = 8  # episodes of a round, at most; fewer of a behaviour that has a small share
 FIELDS = ("observations", "actions", "rewards", "costs", "next_observations", "terminals", "timeouts", "constraint_values")
 Round = dict[str, np.ndarray]
 
@@ -113,7 +113,8 @@ def _collect_rounds(
             else:
                 likeliest = names.count(behaviour.name) % 2 == 1  # every second round, for data without its noise
                 policy = partial(policies[behaviour.name], likeliest)
-                rounds.append(_run_round(envs, policy, config.seed + 1_000_003 * (len(rounds) + 1)))
+                width = min(WIDTH, max(1, round(5 * WIDTH * behaviour.share)))
+                rounds.append(_run_round(envs[:width], policy, config.seed + 1_000_003 * (len(rounds) + 1)))
                 _write_round(path, rounds[-1])
             names.append(behaviour.name)
             taken[behaviour.name] += len(rounds[-1]["rewards"])
@@ -125,12 +126,21 @@ def _collect_rounds(
 
 def _policy(behaviour: Behaviour, space: Any) -> Any:
     """The function from whether to take the likeliest, and observations (B, o), to actions (B, d) of a behaviour."""
+    if behaviour.controller is not None:
+        return partial(_controlled, behaviour.controller)
     if behaviour.model is None:
         return lambda _, observations: np.random.uniform(space.low, space.high, (len(observations), *space.shape))  # noqa: NPY002
     from .evaluate import load_trained
 
     trained = load_trained(behaviour.model, env_id="behaviour")
     return lambda likeliest, observations: trained.model.predict(observations, deterministic=likeliest)[0]
+
+
+def _controlled(controller: Any, likeliest: bool, observations: np.ndarray) -> np.ndarray:
+    """A controller's actions in [-1, 1], with noise unless ``likeliest``."""
+    actions = controller(observations)
+    noise = 0.0 if likeliest else NOISE * np.random.standard_normal(actions.shape)  # noqa: NPY002
+    return np.clip(actions + noise, -1.0, 1.0)
 
 
 def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:

@@ -352,7 +352,6 @@ class OfflineAgent(Agent):
         self._match_spaces(data)
         self._data = self._prepare(data)
         total_timesteps, callback = self._begin(gradient_steps, callback, reset_num_timesteps, tb_log_name, progress_bar)
-        self.policy.set_training_mode(True)
         try:
             with self._torch_threads(self.batch_size):
                 callback.on_training_start(locals(), globals())
@@ -410,6 +409,7 @@ class OfflineAgent(Agent):
         return total, self._init_callback(callback)
 
     def _take_steps(self, steps: int, log_interval: int) -> None:
+        self.policy.set_training_mode(True)  # a callback's `predict` ends it
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._set_rates()
         info = self._guarded(lambda: self._updates(steps), "train")

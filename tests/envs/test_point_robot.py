@@ -18,6 +18,8 @@ from tether.envs.point_robot import (
     ended,
     feasible_values,
     observation_of,
+    seek_goal,
+    seek_goal_safely,
     states_of,
 )
 
@@ -230,3 +232,22 @@ def test_refusals() -> None:
         make_env("PointRobot-v0", random_starts=True)
     with pytest.raises(EnvError, match=r"The state to start in has shape \(3,\): give \(x, y, v, theta\)."):
         make_env("PointRobot-v0").reset(options={"state": [0, 0, 0]})
+
+
+def test_controllers_reach_the_goal_and_one_is_safe() -> None:
+    """From the default start and from 60 feasible ones; the other drives through a disc."""
+    env, costs = make_env(ID, random_start=True), {}
+    for controller in (seek_goal, seek_goal_safely):
+        costs[controller] = []
+        for seed in range(-1, 60):
+            options = {"state": np.array([-1.8, 0.0, 2.0, np.pi / 4])} if seed < 0 else None
+            observation, _ = env.reset(seed=max(seed, 0), options=options)
+            feasible, cost, ended = bool(avoidable(states_of(observation[None]))[0]), 0.0, False
+            while not ended:
+                observation, _, terminated, truncated, info = env.step(controller(observation[None])[0])
+                cost, ended = cost + info["cost"], terminated or truncated
+            if feasible:
+                costs[controller].append(cost)
+    assert costs[seek_goal][0] > 10.0
+    assert costs[seek_goal_safely][0] == 0.0
+    assert np.mean(np.array(costs[seek_goal_safely]) > 0.0) < 0.05 < np.mean(np.array(costs[seek_goal]) > 0.0)
