@@ -8,7 +8,7 @@ from .common.checkpoint_callback import CheckpointCallback
 from .common.env_state import Resumable
 from .common.finite import NonFiniteError
 from .common.model_file import ModelFileError
-from .common.offline import DataError
+from .common.offline_data import DataError
 from .common.plain import register
 from .common.workers import WorkerError
 from .cpq import CPQ

@@ -10,7 +10,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.batched import BatchedActor
-from .common.offline import Batch, DataError, Draw, OfflineAgent, OfflineData, OfflinePolicy
+from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy
+from .common.offline_data import DataError, OfflineData
 
 
 class BCPolicy(OfflinePolicy):
@@ -91,7 +92,9 @@ class BC(OfflineAgent):
         rows = {"observations": data.observations, "actions": data.actions}
         if self.cost_limit is None:
             return rows
-        safe = data.per_episode(data.safe_costs()) <= self.cost_limit
+        if data.costs is None:
+            raise DataError("The dataset has no 'costs', by which safe episodes are chosen: leave cost_limit=None.")
+        safe = data.per_episode(data.costs) <= self.cost_limit
         if not bool(safe.any()):
             raise DataError(f"No episode's cost is at most {self.cost_limit}: raise cost_limit, or mix in safe episodes.")
         chosen = safe[data.episode_of]

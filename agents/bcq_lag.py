@@ -11,7 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from .common.batched import BatchedMLP, BatchedValues, copy_of, frozen, move_towards, torch_default
-from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy, cost_threshold
+from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy, require_at_least
+from .common.offline_data import OfflineData, cost_threshold
 from .common.vae import ActionVAE
 
 
@@ -66,7 +67,8 @@ class BCQLagPolicy(OfflinePolicy):
 class BCQLag(OfflineAgent):
     """BCQ with a PID-controlled Lagrange multiplier on the cost, with the defaults of OSRL's baseline.
 
-    OSRL acts by one random latent; here ``deterministic`` takes the latent 0, the decoder's likeliest action.
+    OSRL acts by one random latent; here ``deterministic`` takes the latent 0, the decoder's likeliest action. Rewards
+    bootstrap at time limits, where OSRL's ``done`` holds, too. Reward and cost critics share a batch's candidates.
 
     :param policy: MlpPolicy or a class derived from :class:`BCQLagPolicy`
     :param env: gives the spaces; None takes them from the dataset
@@ -115,6 +117,10 @@ class BCQLag(OfflineAgent):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        require_at_least(1, n_samples=n_samples)
+        require_at_least(0, cost_limit=cost_limit)
+        if len(pid) != 3:
+            raise ValueError(f"pid has three gains, K_P, K_I and K_D, not {pid}.")
         super().__init__(
             policy, env, learning_rate, batch_size, gamma, tau, seeds, tensorboard_log, policy_kwargs, verbose, seed, device
         )
@@ -150,18 +156,22 @@ class BCQLag(OfflineAgent):
         return loss, {"vae_loss": loss / self.seeds}
 
     @th.no_grad()
-    def best_candidate(self, critics: nn.Module, following: th.Tensor) -> th.Tensor:
-        """max over n decoded, perturbed actions of lmbda min + (1 - lmbda) max of the two critics, at s'; (S, B)."""
-        policy, (seeds, size, _) = self.policy, following.shape
+    def candidates(self, following: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """n decoded, perturbed actions at each s', (S, B n, d), and s' as often."""
         repeated = following.repeat_interleave(self.n_samples, 1)
-        actions = policy.perturbed(policy.actor_target, repeated, policy.vae.decode(repeated))
+        return self.policy.perturbed(self.policy.actor_target, repeated, self.policy.vae.decode(repeated)), repeated
+
+    @th.no_grad()
+    def best_candidate(self, critics: nn.Module, actions: th.Tensor, repeated: th.Tensor) -> th.Tensor:
+        """max over the candidates of lmbda min + (1 - lmbda) max of the two critics, (S, B)."""
+        seeds, size = len(repeated), repeated.shape[1] // self.n_samples
         first, second = (pair.amin(1) for pair in critics(repeated, actions).chunk(2, 1))
         mixed = self.lmbda * th.minimum(first, second) + (1.0 - self.lmbda) * th.maximum(first, second)
         return mixed.view(seeds, size, self.n_samples).amax(2)
 
     def critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """sum_i E[ (Q_i - (r + gamma (1 - d) best'))^2 ], see :meth:`best_candidate`."""
-        best = self.best_candidate(self.policy.critics_target, batch["next_observations"])
+        best = self.best_candidate(self.policy.critics_target, batch["candidates"], batch["repeated"])
         y = batch["rewards"] + self.gamma * batch["going_on"] * best
         q = self.policy.critics(batch["observations"], batch["actions"])
         loss = (q - y.unsqueeze(1)).square().mean(2).sum()
@@ -169,7 +179,7 @@ class BCQLag(OfflineAgent):
 
     def cost_critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """The same for costs, which as in OSRL do not stop at an episode's end."""
-        best = self.best_candidate(self.policy.cost_critics_target, batch["next_observations"])
+        best = self.best_candidate(self.policy.cost_critics_target, batch["candidates"], batch["repeated"])
         y = batch["costs"] + self.gamma * best
         q = self.policy.cost_critics(batch["observations"], batch["actions"])
         loss = (q - y.unsqueeze(1)).square().mean(2).sum()
@@ -177,15 +187,19 @@ class BCQLag(OfflineAgent):
 
     @th.no_grad()
     def multiplier(self, error: th.Tensor) -> th.Tensor:
-        """max(0, K_P max(0, e) + K_I integral + K_D max(0, e - last)); moves the controller on. All (S,).
+        """max(0, K_P max(0, e) + K_I max(0, integral + e) + K_D max(0, e - last)), all (S,).
 
         :param error: mean of Q_c over the batch, less the threshold
         """
-        policy, (proportional, integral, derivative) = self.policy, self.pid
-        change = (error - policy.last_error).clamp(min=0.0)
-        policy.integral.add_(error).clamp_(min=0.0)
-        policy.last_error.copy_(error)
-        return (proportional * error.clamp(min=0.0) + integral * policy.integral + derivative * change).clamp(min=0.0)
+        proportional, integral, derivative = self.pid
+        total = (self.policy.integral + error).clamp(min=0.0)
+        change = (error - self.policy.last_error).clamp(min=0.0)
+        return (proportional * error.clamp(min=0.0) + integral * total + derivative * change).clamp(min=0.0)
+
+    def move_on(self) -> None:
+        """Let the controller remember the error (S,) of the latest actor loss."""
+        self.policy.integral.add_(self._error).clamp_(min=0.0)
+        self.policy.last_error.copy_(self._error)
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """-E[ Q(s, pi) ] + multiplier E[ Q_c(s, pi) - threshold ], minima of all critics."""
@@ -196,7 +210,8 @@ class BCQLag(OfflineAgent):
         with frozen(policy.critics, policy.cost_critics):
             q = policy.critics(observations, actions).amin(1)
             excess = policy.cost_critics(observations, actions).amin(1).mean(1) - self.threshold
-        multiplier = self.multiplier(excess)
+        self._error = excess.detach()
+        multiplier = self.multiplier(self._error)
         loss = (multiplier * excess - q.mean(1)).sum()
         return loss, {"actor_loss": loss / self.seeds, "multiplier": multiplier.mean()}
 
@@ -205,9 +220,10 @@ class BCQLag(OfflineAgent):
     def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One step of VAE, critics, cost critics and perturbation, and the averages."""
         policy, batch = self.policy, draw(self.batch_size)
-        infos: dict[str, th.Tensor] = {}
+        loss, infos = self.vae_loss(batch)
+        self._step(self.vae_optimizer, loss, infos, batch)
+        batch["candidates"], batch["repeated"] = self.candidates(batch["next_observations"])
         for optimizer, term in (
-            (self.vae_optimizer, self.vae_loss),
             (self.critic_optimizer, self.critic_loss),
             (self.cost_critic_optimizer, self.cost_critic_loss),
             (self.actor_optimizer, self.actor_loss),
@@ -215,6 +231,7 @@ class BCQLag(OfflineAgent):
             loss, info = term(batch)
             self._step(optimizer, loss, info, batch)
             infos |= info
+        self.move_on()
         for target, source in (
             (policy.critics_target, policy.critics),
             (policy.cost_critics_target, policy.cost_critics),
@@ -222,3 +239,6 @@ class BCQLag(OfflineAgent):
         ):
             move_towards(target, source, self.tau)
         return infos
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_error"]

@@ -11,7 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from .common.batched import BatchedMLP, BatchedValues, copy_of, frozen, move_towards, torch_default
-from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy, cost_threshold
+from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy, require_at_least
+from .common.offline_data import OfflineData, cost_threshold
 from .common.vae import ActionVAE, divergence
 
 LOG_STD = (-20.0, 2.0)
@@ -62,7 +63,9 @@ class CPQ(OfflineAgent):
     """Constraints penalized Q-learning, with the defaults and twin minima of OSRL's baseline.
 
     Two things follow the paper where OSRL's code departs from it: the out-of-distribution term has a gradient into the
-    cost critic (in OSRL it has none), and the actions that it is evaluated at are squashed by tanh.
+    cost critic (in OSRL it has none), and the actions that it is evaluated at are squashed by tanh. Rewards bootstrap at
+    time limits, where OSRL's ``done`` holds, too. As in OSRL the term is a mean over all samples with zeros for those
+    inside the data, about a quarter of the mean over those outside.
 
     :param policy: MlpPolicy or a class derived from :class:`CPQPolicy`
     :param env: gives the spaces; None takes them from the dataset
@@ -111,6 +114,8 @@ class CPQ(OfflineAgent):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
+        require_at_least(1, n_samples=n_samples)
+        require_at_least(0, cost_limit=cost_limit, actor_learning_rate=actor_learning_rate)
         super().__init__(
             policy, env, learning_rate, batch_size, gamma, tau, seeds, tensorboard_log, policy_kwargs, verbose, seed, device
         )
@@ -161,7 +166,7 @@ class CPQ(OfflineAgent):
         """sum_i E[ (Q_c,i - (c + gamma Q_c'))^2 ] - alpha (E_ood[ Q_c ] - scale threshold).
 
         E_ood is over the policy's actions whose divergence in the VAE lies in the upper quarter, so that they count as
-        costly; alpha ascends on the same term. As in OSRL the cost does not stop at an episode's end.
+        costly; alpha ascends on the same term, see :meth:`ascend`. As in OSRL the cost does not stop at an episode's end.
         """
         policy, observations = self.policy, batch["observations"]
         with th.no_grad():
@@ -176,9 +181,13 @@ class CPQ(OfflineAgent):
         excess = q_outside - self.ood_scale * self.threshold
         alpha = policy.log_alpha.exp()
         loss = ((q - y.unsqueeze(1)).square().mean(2).sum(1) - alpha * excess).sum()
-        step = self.actor_learning_rate * alpha * -excess.detach()
-        policy.log_alpha.add_(step).clamp_(-LOG_ALPHA, LOG_ALPHA)
+        self._excess = excess.detach()
         return loss, {"cost_critic_loss": loss / self.seeds, "q_cost": q.mean(), "alpha": alpha.mean()}
+
+    def ascend(self) -> None:
+        """log alpha <- clip(log alpha - rate alpha excess, -5, 5), with the excess (S,) of the latest cost loss."""
+        alpha = self.policy.log_alpha
+        alpha.add_(-self.actor_learning_rate * alpha.exp() * self._excess).clamp_(-LOG_ALPHA, LOG_ALPHA)
 
     def actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """-E[ 1[Q_c(s, pi) <= threshold] Q(s, pi) ]."""
@@ -206,9 +215,13 @@ class CPQ(OfflineAgent):
             loss, info = term(batch)
             self._step(optimizer, loss, info, batch)
             infos |= info
+        self.ascend()
         move_towards(self.policy.critics_target, self.policy.critics, self.tau)
         move_towards(self.policy.cost_critics_target, self.policy.cost_critics, self.tau)
         return infos
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_excess"]
 
     def _set_rates(self) -> None:
         super()._set_rates()

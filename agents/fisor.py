@@ -34,7 +34,8 @@ from .common.batched import (
 from .common.diffusion import Diffusion
 from .common.expectile import expectile_loss, reversed_expectile_loss
 from .common.mish import Mish, mish
-from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy, reward_scale
+from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy, require_at_least
+from .common.offline_data import OfflineData, reward_scale
 
 ACTION_EDGE = 1e-5  # the data's actions are clipped to 1 - this
 
@@ -161,6 +162,7 @@ class FISORPolicy(OfflinePolicy):
         n_candidates: int = 16,
     ) -> None:
         super().__init__(observation_space, action_space, lr_schedule, seeds)
+        require_at_least(1, n_blocks=n_blocks, diffusion_steps=diffusion_steps, n_candidates=n_candidates)
         self.arguments = {
             "net_arch": net_arch, "width": width, "n_blocks": n_blocks, "dropout": dropout,
             "diffusion_steps": diffusion_steps, "n_candidates": n_candidates,
@@ -281,6 +283,12 @@ class FISOR(OfflineAgent):
         for name, tau_ in (("expectile", expectile), ("cost_expectile", cost_expectile)):
             if not 0.5 <= tau_ < 1.0:
                 raise ValueError(f"{name} lies in [0.5, 1), where 0.5 is the mean, not {tau_}.")
+        if not 0.0 < policy_tau <= 1.0 or not cost_scale > 0.0:
+            raise ValueError(f"policy_tau lies in (0, 1] and cost_scale above 0, not {policy_tau} and {cost_scale}.")
+        if not 0.0 <= weight_floor <= cost_weight_cap or not reward_weight_cap > 0.0:
+            raise ValueError("The weights' caps are above 0, and weight_floor lies between 0 and cost_weight_cap.")
+        if decay_steps is not None:
+            require_at_least(1, decay_steps=decay_steps)
         if policy_steps < 1 or batch_size % policy_steps:
             raise ValueError(f"batch_size must be a multiple of policy_steps, not {batch_size} for {policy_steps}.")
         if not 1 <= critic_batch_size <= batch_size:
@@ -400,6 +408,7 @@ class FISOR(OfflineAgent):
         return {**policy_info, **value_info, **critic_info}
 
     def _set_rates(self) -> None:
+        """The policy's rate follows its cosine from call to call; the authors' from step to step."""
         super()._set_rates()
         if self.decay_steps is not None:
             done = min(1.0, self._n_updates * self.policy_steps / self.decay_steps)

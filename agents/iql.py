@@ -14,7 +14,8 @@ from torch import nn
 
 from .common.batched import BatchedActor, BatchedValues, copy_of, move_towards, torch_default
 from .common.expectile import expectile_loss
-from .common.offline import Batch, Draw, OfflineAgent, OfflineData, OfflinePolicy, reward_scale
+from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy
+from .common.offline_data import OfflineData, reward_scale
 
 LOG_STD = (-5.0, 2.0)
 WEIGHT_CAP = 100.0
@@ -70,7 +71,8 @@ class IQL(OfflineAgent):
     :param tau: of the critics' average
     :param expectile: of the value
     :param beta: inverse temperature of the advantage weights
-    :param reward_scale: what rewards are multiplied by; None: T_max / (R_max - R_min), see :func:`reward_scale`
+    :param reward_scale: what rewards are multiplied by; None: T_max / (R_max - R_min) with the references of the dataset's
+        ``meta``, or its own episodes (the paper: 1000 / (R_max - R_min) of its own episodes)
     :param seeds: agents side by side
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of the policy

@@ -14,7 +14,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.neighbours import NearestNeighbour
-from .common.offline import Batch, OfflineData
+from .common.offline import Batch
+from .common.offline_data import OfflineData
 from .td3_bc import TD3BC, TD3BCPolicy
 
 
@@ -96,6 +97,10 @@ class PRDC(TD3BC):
         assert self._neighbour is not None
         keys = th.cat([self.beta * batch["observations"], actions], -1).flatten(0, 1)
         return self._actions[self._neighbour(keys)].view_as(actions)
+
+    def _forget_data(self) -> None:
+        super()._forget_data()
+        self._neighbour, self._actions = None, th.empty(0)
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_neighbour", "_actions"]

@@ -7,6 +7,8 @@ length of training.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UsageError, nearest
+from .presets import build_arguments, preset
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv
@@ -75,16 +78,24 @@ def make_behaviours(
         chosen = [_named(name, 1.0 / len(names)) for name in names]
     else:
         chosen = [Behaviour(name, None, share) for name, (_, _, share) in BEHAVIOURS.items()]
-    place = folder / env_id.replace("/", "--") / f"seed-{seed}-{steps}"
+    place = folder / env_id.replace("/", "--") / f"seed-{seed}-{steps}-{recipe(env_id, env_kwargs)}"
     trained = {b.name: place / f"{b.name}.zip" for b in chosen if b.name in BEHAVIOURS and BEHAVIOURS[b.name][0]}
     if not all(path.is_file() for path in trained.values()):
         print(f"training behaviours of {env_id}, {steps:,} steps for the reward and as many for safety", flush=True)
+        needed = {BEHAVIOURS[name][0] for name in trained}
         with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
             pool.submit(_train, "start", env_id, seed, steps, place, dict(env_kwargs)).result()
-            branches = [pool.submit(_train, b, env_id, seed, steps, place, dict(env_kwargs)) for b in ("reward", "safe")]
-            for branch in branches:
+            of = [b for b in ("reward", "safe") if b in needed]
+            for branch in [pool.submit(_train, b, env_id, seed, steps, place, dict(env_kwargs)) for b in of]:
                 branch.result()
     return [Behaviour(b.name, trained.get(b.name, b.model), b.share) for b in chosen]
+
+
+def recipe(env_id: str, env_kwargs: Mapping[str, Any]) -> str:
+    """A short checksum of all else that the behaviours of an environment follow from."""
+    branches = {name: (branch, part) for name, (branch, part, _) in BEHAVIOURS.items()}
+    content = [branches, PENALTY, preset("MDPO", env_id), dict(env_kwargs)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _named(name: str, share: float) -> Behaviour:
@@ -102,8 +113,6 @@ def _train(branch: str, env_id: str, seed: int, steps: int, place: Path, env_kwa
 
     from tether.agents import MDPO
     from tether.envs import make_vec
-
-    from .presets import build_arguments, preset
 
     th.set_num_threads(1)
     arguments = preset("MDPO", env_id)

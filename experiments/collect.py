@@ -133,6 +133,10 @@ def _policy(behaviour: Behaviour, space: Any) -> Any:
     from .evaluate import load_trained
 
     trained = load_trained(behaviour.model, env_id="behaviour")
+    if trained.file.normalizer is not None:
+        raise UsageError(f"{behaviour.model} was trained inside VecNormalize: name an agent that takes raw observations.")
+    if trained.model.action_space.shape != space.shape:
+        raise UsageError(f"{behaviour.model} acts in {trained.model.action_space}, not in {space}: name one of this task.")
     return lambda likeliest, observations: trained.model.predict(observations, deterministic=likeliest)[0]
 
 

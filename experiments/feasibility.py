@@ -71,7 +71,12 @@ def agreement(model: Any, dataset: OfflineDataset) -> Agreement:
 
 
 def regions(model: Any) -> bytes:
-    """V_h over the plane for some speeds and headings, its zero line, and the analytic boundary; a PNG."""
+    """V_h over the plane for some speeds and headings, its zero line, and the analytic boundary; a PNG.
+
+    :raises UsageError: for an agent of another task
+    """
+    if model.policy.obs_dim != observation_of(np.zeros((1, 4))).shape[1]:
+        raise UsageError(f"The picture is of {ID}: give a run of FISOR on it.")
     axis = np.linspace(-ARENA, ARENA, SIDE)
     x, y = np.meshgrid(axis, axis)
     with matplotlib.rc_context(STYLE):

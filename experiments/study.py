@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -139,8 +139,11 @@ class Study:
         wanted = self.datasets[env]
         if isinstance(wanted, str):
             return wanted
-        words = re.sub(r"[^\w-]+", "", "-".join(f"{key}{value}" for key, value in sorted(wanted.items())))
-        return runs / "datasets" / f"{env.replace('/', '--')}-{words}.hdf5"
+        from .behaviours import BEHAVIOURS, SCRIPTED, recipe
+
+        content = [wanted, BEHAVIOURS, SCRIPTED, recipe(env, self.env_kwargs)]
+        digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+        return runs / "datasets" / f"{env.replace('/', '--')}-{digest}.hdf5"
 
     def collect(self, runs: Path, envs: Iterable[str]) -> None:
         """Make the datasets of these environments that are to be collected and are not there."""
@@ -238,7 +241,13 @@ def _is_done(job: Job, measured: Path) -> bool:
     target = job.exported(measured)
     if not target.is_file():
         return False
-    steps = json.loads(target.with_suffix(".json").read_text(encoding="utf-8")).get("steps")
+    manifest = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
+    steps, source = manifest.get("steps"), (manifest.get("dataset") or {}).get("source")
+    if config.dataset is not None and source != Path(config.dataset).name:
+        raise UsageError(
+            f"{target} learnt from {source}, the study now asks for {Path(config.dataset).name}: give the study another name, "
+            "or delete that file."
+        )
     if steps != config.steps:
         raise UsageError(
             f"{target} was run for {steps:,} steps, the study now asks for {config.steps:,}: "

@@ -19,6 +19,7 @@ from .errors import UsageError, first_line
 from .interrupts import Stop, stoppable
 from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments
+from .published import same_task
 from .run_config import RunConfig, identity_of, plain, refuse_other_configuration
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ class _Run:
             if rollbacks:
                 self._take_other_random_numbers(model, rollbacks)
             self._describe(model, env)
+            self._say_other_task()
             write_json(self.folder / "manifest.json", self.manifest)
             return self._learn(model)
         finally:
@@ -205,6 +207,12 @@ class _Run:
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             reason = str(error) if isinstance(error, ValueError) else first_line(error)
             raise UsageError(f"{self.config.agent} cannot be built for {self.config.env}: {reason}") from error
+
+    def _say_other_task(self) -> None:
+        """A dataset names the environment that it is of."""
+        named = None if self.dataset is None else self.dataset.meta.get("env_id")
+        if named and not same_task(named, self.config.env):
+            self._say(f"The dataset is of {named}, and the agent is evaluated in {self.config.env}.")
 
     def _describe(self, model: BaseAlgorithm, env: VecEnv) -> None:
         import torch as th

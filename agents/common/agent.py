@@ -197,7 +197,7 @@ class Agent(BaseAlgorithm):
     def _ask_guards(self) -> None:
         """On a GPU: whether a step since the last call was not finite; it waits for the device, so call it where one logs.
 
-        :raises NonFiniteError: if so; the weights are those before that step
+        :raises NonFiniteError: if so; the weights of that optimiser are those before the step, others may have gone on
         """
         if any([guard.failed_since() for guard in vars(self).get("_guards", {}).values()]):
             raise NonFiniteError("A loss or gradient of the latest updates was not finite", ADVICE, self.num_timesteps)

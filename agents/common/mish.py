@@ -6,6 +6,7 @@ from typing import Any
 
 import torch as th
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 LARGE = 20.0  # above it tanh(softplus(x)) is 1 in float32
@@ -26,12 +27,13 @@ class _Mish(th.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: th.Tensor) -> th.Tensor:
         return gradient * ctx.slope
 
 
 def mish(x: th.Tensor) -> th.Tensor:
-    """Elementwise; torch's own kernel on a GPU. It has no second derivative on a CPU."""
+    """Elementwise; torch's own kernel on a GPU. On a CPU a second derivative is refused."""
     return F.mish(x) if x.is_cuda else _Mish.apply(x)
 
 

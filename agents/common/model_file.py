@@ -285,6 +285,7 @@ def build_model(
         raise ValueError(f"policy_kwargs are those of the saved networks, {data['policy_kwargs']}: leave them out.")
     if env is not None:
         env = file.wrap(cls._wrap_env(env, data["verbose"]))
+        data |= getattr(cls, "spaces_of", lambda env, data: {})(env, data)
         check_for_correct_spaces(env, data["observation_space"], data["action_space"])
         # The environment's own spaces, so that agent and environment share a random generator as before.
         data |= {"n_envs": env.num_envs, "observation_space": env.observation_space, "action_space": env.action_space}

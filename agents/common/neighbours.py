@@ -1,4 +1,4 @@
-"""The nearest of many fixed points, exactly: a k-d tree on the CPU, chunks of distances on a GPU."""
+"""The nearest of many fixed points: a k-d tree on the CPU, distances to all of them, up to rounding, on a GPU."""
 
 from __future__ import annotations
 

@@ -9,164 +9,33 @@ from __future__ import annotations
 import io
 import math
 import time
-import warnings
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
-import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import utils
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
 from .acceleration import CapturedCall
 from .agent import Agent
+from .checkpoint import random_state, restore_random_state
 from .finite import check_finite_info
+from .meter import Meter
 from .model_file import ModelFile, build_model, read_model
+from .offline_data import DataError, OfflineData
+from .spaces_only import SpacesOnly
 
 SelfOfflineAgent = TypeVar("SelfOfflineAgent", bound="OfflineAgent")
 Batch = dict[str, th.Tensor]
 Draw = Callable[[int], Batch]
 
-REQUIRED = ("observations", "actions", "rewards", "next_observations", "terminals")
-OPTIONAL = ("timeouts", "costs", "constraint_values")
 UPDATES_PER_GRAPH = 10  # on a GPU, of one captured graph
-
-
-# ---------------------------------------------------------------------- data
-
-
-class DataError(ValueError):
-    """A dataset that an agent cannot learn from; the message is a sentence that says what to do."""
-
-
-class OfflineData:
-    """A dataset as float32 tensors on one device, N rows each; on the CPU they share the memory of its arrays.
-
-    It is made of any object with these attributes, or a mapping: ``observations`` (N, o), ``actions`` (N, d) in [-1, 1],
-    ``rewards`` (N,), ``next_observations`` (N, o), ``terminals`` (N,); where there are, ``timeouts`` (N,), ``costs`` (N,)
-    or (N, m), ``constraint_values`` (N,), and ``meta``, a mapping. ``tether.envs.datasets`` reads them from files.
-
-    :raises DataError: for what is missing, not as long, not a vector or not finite, naming the array and the row
-    """
-
-    def __init__(self, dataset: Any, device: th.device | str = "cpu") -> None:
-        get = dataset.get if isinstance(dataset, Mapping) else lambda name: getattr(dataset, name, None)
-        missing = [name for name in REQUIRED if get(name) is None]
-        if missing:
-            raise DataError(f"The dataset lacks {', '.join(missing)}: offline agents read {', '.join(REQUIRED)}.")
-        self.meta: dict[str, Any] = dict(get("meta") or {})
-        arrays: dict[str, Any] = {name: get(name) for name in (*REQUIRED, *OPTIONAL) if get(name) is not None}
-        length = len(arrays["observations"])
-        for name, array in arrays.items():
-            if len(array) != length or length == 0:
-                raise DataError(f"'{name}' has {len(array)} rows and 'observations' {length}: give equally many, and some.")
-        for name in ("observations", "next_observations", "actions"):
-            if len(arrays[name].shape) != 2:
-                raise DataError(f"'{name}' has the shape {arrays[name].shape}: offline agents take vectors, (N, n).")
-        tensors: dict[str, th.Tensor] = {name: _tensor(array).to(device) for name, array in arrays.items()}
-        for name, values in tensors.items():
-            _refuse_non_finite(name, values)
-        self.observations, self.next_observations = tensors["observations"], tensors["next_observations"]
-        self.actions, self.rewards = tensors["actions"], tensors["rewards"].reshape(-1)
-        self.terminals = tensors["terminals"].reshape(-1)
-        self.timeouts = tensors.get("timeouts", th.zeros_like(self.terminals)).reshape(-1)
-        self.costs = _total(tensors.get("costs"))
-        signed = tensors.get("constraint_values")
-        self.constraint_values = None if signed is None else signed.reshape(-1)
-
-    def __len__(self) -> int:
-        """N, the number of transitions."""
-        return len(self.rewards)
-
-    @property
-    def ends(self) -> th.Tensor:
-        """(N,) bool: the last row of its episode."""
-        ends = (self.terminals + self.timeouts) > 0
-        ends[-1] = True
-        return ends
-
-    @property
-    def episode_of(self) -> th.Tensor:
-        """(N,) number of each row's episode, from 0 on."""
-        return self.ends.long().cumsum(0) - self.ends.long()
-
-    def per_episode(self, values: th.Tensor) -> th.Tensor:
-        """Sums of ``values`` (N,) over episodes, (episodes,) float64."""
-        sums = th.zeros(int(self.ends.sum()), dtype=th.float64, device=values.device)
-        return sums.index_add_(0, self.episode_of, values.double())
-
-    def spaces(self) -> tuple[spaces.Box, spaces.Box]:
-        """Of observations and actions; ``meta["action_low"]`` and ``meta["action_high"]`` say what +-1 stands for."""
-        low, high = (np.asarray(self.meta.get(f"action_{end}", sign), np.float32) for end, sign in (("low", -1), ("high", 1)))
-        shape = (self.actions.shape[1],)
-        actions = spaces.Box(np.broadcast_to(low, shape).copy(), np.broadcast_to(high, shape).copy(), dtype=np.float32)
-        return spaces.Box(-np.inf, np.inf, (self.observations.shape[1],), np.float32), actions
-
-    def safe_costs(self) -> th.Tensor:
-        """The costs (N,), for agents that learn from safe and unsafe rows.
-
-        :raises DataError: if there are none, or the rows are of one kind only
-        """
-        if self.costs is None:
-            raise DataError("The dataset has no 'costs': a safe agent needs them, so take data of a task that reports costs.")
-        self.refuse_one_class("costs", self.costs > 0)
-        return self.costs
-
-    def refuse_one_class(self, name: str, unsafe: th.Tensor) -> None:
-        """:raises DataError: if ``unsafe`` (N,) bool, found in the array ``name``, holds for no row or for all of them"""
-        count = int(unsafe.sum())
-        if count in (0, len(self)):
-            kind = "safe" if count == 0 else "unsafe"
-            raise DataError(
-                f"By '{name}' every one of the {len(self)} rows is {kind}, so there is nothing to tell safe from unsafe by: "
-                "mix data of several behaviours, as `tether collect` does."
-            )
-
-
-def _tensor(array: Any) -> th.Tensor:
-    array = np.asarray(array)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
-        return th.from_numpy(np.ascontiguousarray(array, np.float32))
-
-
-def _total(costs: th.Tensor | None) -> th.Tensor | None:
-    return None if costs is None else costs.reshape(len(costs), -1).sum(1)
-
-
-def _refuse_non_finite(name: str, values: th.Tensor) -> None:
-    if not bool(th.isfinite(values.sum())) and not bool(th.isfinite(values).all()):
-        row = int((~th.isfinite(values)).reshape(len(values), -1).any(1).nonzero()[0])
-        raise DataError(f"'{name}' is not finite in row {row}: repair the dataset, or leave that episode out.")
-
-
-def reward_scale(data: OfflineData) -> float:
-    """T_max / (R_max - R_min): the dataset's references in its ``meta``, or what its own episodes show.
-
-    :raises DataError: if all episodes have one return
-    """
-    returns = data.per_episode(data.rewards)
-    low = data.meta.get("reference_min_return", returns.min())
-    high = data.meta.get("reference_max_return", returns.max())
-    longest = data.meta.get("max_episode_steps", data.per_episode(th.ones_like(data.rewards)).max())
-    if not float(high) > float(low):
-        raise DataError(f"Every episode of the dataset returns {float(low):.3g}: give reward_scale, the factor of rewards.")
-    return float(longest) / (float(high) - float(low))
-
-
-def cost_threshold(data: OfflineData, cost_limit: float, gamma: float) -> float:
-    """The discounted cost of an episode that spends ``cost_limit`` evenly: limit (1 - gamma^T) / ((1 - gamma) T).
-
-    T is the longest episode, of the dataset's ``meta`` or of its rows.
-    """
-    longest = data.meta.get("max_episode_steps", data.per_episode(th.ones_like(data.rewards)).max())
-    return cost_limit * (1.0 - gamma ** float(longest)) / ((1.0 - gamma) * float(longest))
 
 
 # ---------------------------------------------------------------------- policy
@@ -209,7 +78,8 @@ class OfflinePolicy(BasePolicy):
         """Actions in [-1, 1], (S, B, d), at normalised observations (S, B, o)."""
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "seeds": self.seeds}
+        own = super()._get_constructor_parameters()
+        return {"observation_space": own["observation_space"], "action_space": own["action_space"], "seeds": self.seeds}
 
 
 # ---------------------------------------------------------------------- agent
@@ -218,8 +88,10 @@ class OfflinePolicy(BasePolicy):
 class OfflineAgent(Agent):
     """Base of the offline agents: everything but the losses.
 
-    ``num_timesteps`` counts gradient steps. A callback's ``on_step`` comes after every one of them; on a GPU, where
-    :data:`UPDATES_PER_GRAPH` of them are one captured graph, after every graph.
+    ``num_timesteps`` counts gradient steps. A callback's ``on_step`` comes after every one of them. On a GPU, where
+    :data:`UPDATES_PER_GRAPH` of them are one captured graph, it comes after every graph (so that SB3's ``eval_freq`` and
+    ``save_freq`` count graphs, as they count vector steps elsewhere), the log tells of the last step of each graph, and
+    learning rates change between graphs.
 
     :param policy: of the agent's ``policy_aliases``, or a class
     :param env: gives the spaces, and is not stepped; None takes them from the dataset
@@ -251,9 +123,7 @@ class OfflineAgent(Agent):
         seed: int | None,
         device: th.device | str,
     ) -> None:
-        for name, number in (("batch_size", batch_size), ("seeds", seeds)):
-            if number < 1:
-                raise ValueError(f"{name} must be 1 or more, not {number}.")
+        require_at_least(1, batch_size=batch_size, seeds=seeds)
         if not 0.0 <= gamma < 1.0 or not 0.0 < tau <= 1.0:
             raise ValueError(f"gamma lies in [0, 1) and tau in (0, 1], not gamma={gamma} and tau={tau}.")
         super().__init__(
@@ -268,6 +138,8 @@ class OfflineAgent(Agent):
             seed=seed,
             supported_action_spaces=(spaces.Box,),
         )
+        if self._vec_normalize_env is not None:
+            raise ValueError(f"{type(self).__name__} learns from raw data: give its environment without VecNormalize.")
         self.n_envs = 1 if self.env is None else self.env.num_envs
         self.batch_size, self.gamma, self.tau, self.seeds = batch_size, gamma, tau, seeds
         self._meter = Meter()
@@ -293,6 +165,19 @@ class OfflineAgent(Agent):
 
     def _adam(self, parameters: Iterable[th.nn.Parameter], **kwargs: Any) -> th.optim.Adam:
         return th.optim.Adam(list(parameters), **{"lr": self.lr_schedule(1.0), "fused": True, **kwargs})
+
+    @classmethod
+    def spaces_of(cls, env: VecEnv, data: dict[str, Any]) -> dict[str, Any]:
+        """The spaces of an environment in the place of those of a dataset, which knows no bounds of observations."""
+        own, theirs = data["observation_space"], env.observation_space
+        unbounded = isinstance(own, spaces.Box) and not own.bounded_below.any() and not own.bounded_above.any()
+        return {"observation_space": theirs} if unbounded and own.shape == theirs.shape else {}
+
+    def set_env(self, env: GymEnv, force_reset: bool = True) -> None:
+        """As SB3's; the environment's bounds take the place of a dataset's, which knows none."""
+        wrapped = self._wrap_env(env, self.verbose)
+        vars(self).update(self.spaces_of(wrapped, vars(self)))
+        super().set_env(wrapped, force_reset)
 
     def get_env(self) -> VecEnv | None:
         """The environment, or where there is none something with its spaces, which SB3's callbacks ask for."""
@@ -348,23 +233,28 @@ class OfflineAgent(Agent):
         :raises DataError: for a dataset that this agent cannot learn from; nothing has changed then
         :raises NonFiniteError: naming the first loss or gradient that is not finite
         """
-        data = OfflineData(dataset, self.device)
-        self._match_spaces(data)
-        self._data = self._prepare(data)
-        total_timesteps, callback = self._begin(gradient_steps, callback, reset_num_timesteps, tb_log_name, progress_bar)
+        if gradient_steps < (1 if reset_num_timesteps else 0) or log_interval < 1:
+            raise ValueError(f"Steps and log_interval must be 1 or more, not {gradient_steps} and {log_interval}.")
         try:
+            self._take_data(OfflineData(dataset, self.device))
+            total, callback = self._begin(gradient_steps, callback, reset_num_timesteps, tb_log_name, progress_bar)
             with self._torch_threads(self.batch_size):
                 callback.on_training_start(locals(), globals())
-                while self.num_timesteps < total_timesteps:
-                    self._take_steps(min(self._updates_per_call, total_timesteps - self.num_timesteps), log_interval)
+                while self.num_timesteps < total:
+                    self._take_steps(min(self._updates_per_call, total - self.num_timesteps), log_interval)
                     callback.update_locals(locals())
                     if not callback.on_step():
                         break
                 callback.on_training_end()
         finally:
-            self.policy.set_training_mode(False)
-            self._data, self._graph = {}, None
+            self._forget_data()
         return self
+
+    def _forget_data(self) -> None:
+        """After a training: what holds on to the dataset."""
+        self._data, self._graph = {}, None
+        if hasattr(self, "policy"):
+            self.policy.set_training_mode(False)
 
     @property
     def _updates_per_call(self) -> int:
@@ -372,25 +262,33 @@ class OfflineAgent(Agent):
             return 1
         return self._period * math.ceil(UPDATES_PER_GRAPH / self._period)
 
-    def _match_spaces(self, data: OfflineData) -> None:
-        """Take the spaces from the data, or check them against it."""
+    def _take_data(self, data: OfflineData) -> None:
+        """Prepare the data; take the spaces from them where there are none yet.
+
+        :raises DataError: if the agent cannot learn from them; it is as it was then
+        """
         observations, actions = data.spaces()
-        if not hasattr(self, "observation_space"):
+        fresh = not hasattr(self, "observation_space")
+        if fresh:
             self.observation_space, self.action_space = observations, actions
             self._setup_model()
-        for name, mine, theirs in (
-            ("observations", self.observation_space, observations),
-            ("actions", self.action_space, actions),
-        ):
-            if mine.shape != theirs.shape:
-                raise DataError(f"The dataset's {name} have the shape {theirs.shape}, and the agent's {mine.shape}.")
+        try:
+            for name, mine, theirs in (
+                ("observations", self.observation_space, observations),
+                ("actions", self.action_space, actions),
+            ):
+                if mine.shape != theirs.shape:
+                    raise DataError(f"The dataset's {name} have the shape {theirs.shape}, and the agent's {mine.shape}.")
+            self._data = self._prepare(data)
+        except ValueError:
+            if fresh:
+                del self.observation_space, self.action_space, self.policy
+            raise
 
     def _begin(
         self, steps: int, callback: MaybeCallback, reset: bool, tb_log_name: str | None, progress_bar: bool
     ) -> tuple[int, BaseCallback]:
         """SB3's ``_setup_learn`` without an environment."""
-        if steps < 1 and reset:
-            raise ValueError(f"gradient_steps must be 1 or more, not {steps}.")
         if self.on_nonfinite not in ("stop", "skip"):
             raise ValueError(f"on_nonfinite must be 'stop' or 'skip', not {self.on_nonfinite!r}.")
         self.start_time, self._skipped_in_a_row = time.time_ns(), {}
@@ -404,9 +302,9 @@ class OfflineAgent(Agent):
         if not self._custom_logger:
             name = tb_log_name or type(self).__name__
             self._logger = utils.configure_logger(self.verbose, self.tensorboard_log, name, reset)
-        if progress_bar:
-            callback = [*_as_list(callback), StepsBar(total - self.num_timesteps)]
-        return total, self._init_callback(callback)
+        given = callback if isinstance(callback, (list, tuple)) else [callback]
+        callbacks = [one if isinstance(one, BaseCallback) else ConvertCallback(one) for one in given]
+        return total, self._init_callback([*callbacks, *([StepsBar(steps)] if progress_bar else [])])
 
     def _take_steps(self, steps: int, log_interval: int) -> None:
         self.policy.set_training_mode(True)  # a callback's `predict` ends it
@@ -450,9 +348,8 @@ class OfflineAgent(Agent):
         }
 
     def _dump(self) -> None:
-        self._ask_guards()
         means = self._meter.take()
-        for name, value in (check_finite_info(means, self.num_timesteps) if means else {}).items():
+        for name, value in (self._guarded(lambda: self._checked(means), "log") or {}).items():
             self.logger.record(f"train/{name}", value)
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         elapsed = max((time.time_ns() - self.start_time) / 1e9, 1e-9)
@@ -460,15 +357,21 @@ class OfflineAgent(Agent):
         self.logger.record("time/total_timesteps", self.num_timesteps, exclude="tensorboard")
         self.logger.dump(self.num_timesteps)
 
+    def _checked(self, means: dict[str, th.Tensor]) -> dict[str, float]:
+        self._ask_guards()
+        return check_finite_info(means, self.num_timesteps) if means else {}
+
     # ------------------------------------------------------------------ several seeds, files
 
     def split(self: SelfOfflineAgent) -> list[SelfOfflineAgent]:
         """The agents that were trained side by side, each as one of its own, with its optimisers."""
-        file = io.BytesIO()
+        random, file = random_state(), io.BytesIO()
         self.save(file)
         whole = read_model(io.BytesIO(file.getvalue()), self.device)
         own = {name for name, _ in self.policy.named_parameters()}
-        return [self._part(whole, own, k) for k in range(self.seeds)]
+        parts = [self._part(whole, own, k) for k in range(self.seeds)]
+        restore_random_state(random)  # building an agent seeds the generators
+        return parts
 
     def _part(self: SelfOfflineAgent, whole: ModelFile, own: set[str], k: int) -> SelfOfflineAgent:
         def mine(tensor: th.Tensor) -> th.Tensor:
@@ -484,73 +387,35 @@ class OfflineAgent(Agent):
         return build_model(type(self), file, self.env, self.device, seed=None if self.seed is None else self.seed + k)
 
     def rollout_state(self) -> dict[str, Any]:
-        """What is in no file of the model, for a checkpoint."""
+        """What is in no file of the model, for a checkpoint.
+
+        :raises NonFiniteError: on a GPU, if a step since the last look was not finite
+        """
+        self._ask_guards()
         return {"meter": [[list(names), sums, count] for names, (sums, count) in self._meter.sums.items()]}
 
     def restore_rollout_state(self, state: dict[str, Any]) -> None:
         """Put back what :meth:`rollout_state` gave."""
         self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
 
+    def predict(self, *args: Any, **kwargs: Any) -> Any:
+        """As SB3's.
+
+        :raises ValueError: before the first training of an agent without an environment
+        """
+        self._refuse_unbuilt()
+        return super().predict(*args, **kwargs)
+
+    def _refuse_unbuilt(self) -> None:
+        if not hasattr(self, "policy"):
+            raise ValueError(f"This {type(self).__name__} has no networks yet: learn_offline makes them, or give an env.")
+
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        self._refuse_unbuilt()
         return ["policy", *self.OPTIMIZERS], []
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_meter", "_data", "_graph"]
-
-
-class SpacesOnly(VecEnv):
-    """What an agent without an environment shows to callbacks that ask for it: the spaces, and nothing to step."""
-
-    def __init__(self, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> None:
-        super().__init__(1, observation_space, action_space)
-
-    def reset(self) -> Any:
-        raise ValueError("This agent learns from a dataset and has no environment: give a callback one of its own.")
-
-    def step_async(self, actions: np.ndarray) -> None:
-        self.reset()
-
-    def step_wait(self) -> Any:
-        self.reset()
-
-    def close(self) -> None:
-        pass
-
-    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        return [None]
-
-    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        self.reset()
-
-    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
-        return self.reset()
-
-    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
-        return [False]
-
-
-class Meter:
-    """Means of named scalars since the last look, summed on the device."""
-
-    def __init__(self) -> None:
-        # By the names that came together: steps of a delayed actor have more of them than the others.
-        self.sums: dict[tuple[str, ...], tuple[th.Tensor, int]] = {}
-
-    def add(self, info: Mapping[str, th.Tensor]) -> None:
-        """Take in one step's scalars."""
-        values, names = th.stack([value.detach() for value in info.values()]), tuple(info)
-        total, count = self.sums.get(names, (None, 0))
-        self.sums[names] = (values if total is None else total.add_(values), count + 1)
-
-    def take(self) -> dict[str, th.Tensor]:
-        """The means, and a new beginning."""
-        totals: dict[str, tuple[th.Tensor, int]] = {}
-        for names, (sums, count) in self.sums.items():
-            for name, value in zip(names, sums, strict=True):
-                before, of = totals.get(name, (th.zeros_like(value), 0))
-                totals[name] = (before + value, of + count)
-        self.sums = {}
-        return {name: total / count for name, (total, count) in totals.items()}
 
 
 class StepsBar(BaseCallback):
@@ -574,8 +439,8 @@ class StepsBar(BaseCallback):
         self.bar.close()
 
 
-def _as_list(callback: MaybeCallback) -> list[Any]:
-    if callback is None:
-        return []
-    return list(callback) if isinstance(callback, (list, tuple)) else [callback]
-
+def require_at_least(least: float, **arguments: float) -> None:
+    """:raises ValueError: naming the first argument that is smaller"""
+    for name, value in arguments.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be {least} or more, not {value}.")

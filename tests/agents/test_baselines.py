@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from tests.kit.offline import SUBJECTS, one_step_tasks, random_dataset
 from tests.kit.resume import everything
-from tether.agents import BC, CPQ, IQL, PRDC, TD3BC, BCQLag
+from tether.agents import BC, CPQ, IQL, PRDC, TD3BC, BCQLag, NonFiniteError
 from tether.agents.common.neighbours import NearestNeighbour
-from tether.agents.common.offline import OfflineData, cost_threshold
+from tether.agents.common.offline_data import OfflineData, cost_threshold
 from tether.agents.common.vae import ActionVAE, divergence
 
 BY_NAME = {subject.name: subject for subject in SUBJECTS}
@@ -77,8 +77,8 @@ def test_an_action_of_the_data_costs_nothing_and_anchors_carry_no_gradient():
     agent = trained(PRDC)
     batch = batch_of(agent)
     assert th.equal(agent.anchor(batch, batch["actions"]), batch["actions"])
-    actions = batch["actions"].clone().requires_grad_()
-    assert not agent.anchor(batch, actions.detach()).requires_grad
+    batch["actions"].requires_grad_()
+    assert not agent.anchor(batch, th.rand(1, 40, 2)).requires_grad
 
 
 @pytest.mark.parametrize("cls", [TD3BC, PRDC])
@@ -137,10 +137,9 @@ def test_bandit_of_two_modes(cls, alpha, start, golden):
     """(7) Actions -1 and +1 equally often, Q = a: PRDC changes the mode for alpha > 1/2, TD3+BC settles at sqrt(alpha / 2)."""
     dataset = one_step_tasks(40)
     dataset["actions"] = np.where(np.arange(40) % 2, 1.0, -1.0).astype(np.float32)[:, None]
-    agent = BY_NAME[cls.__name__].make(alpha=alpha, normalize=False).learn_offline(dataset, 1)
+    own = {"beta": 0.0} if cls is PRDC else {}
+    agent = BY_NAME[cls.__name__].make(alpha=alpha, normalize=False, **own).learn_offline(dataset, 1)
     data = agent._prepare(OfflineData(dataset))
-    if cls is PRDC:
-        agent._neighbour = NearestNeighbour(th.cat([0.0 * data["observations"], data["actions"]], 1))
     batch = {name: values[None] for name, values in data.items()}
     agent.policy.actor = Free(start)
     agent.policy.critics = Identity()
@@ -282,18 +281,84 @@ def test_cpqs_dual_rises_where_strange_actions_look_cheap():
         agent.threshold = threshold
         before = agent.policy.log_alpha.clone()
         agent.cost_critic_loss(batch)
+        agent.ascend()
         assert math.copysign(1.0, float(agent.policy.log_alpha - before)) == sign
     for threshold in (1e9, -1e9):
         agent.threshold = threshold
         agent.cost_critic_loss(batch)
+        agent.ascend()
         assert abs(float(agent.policy.log_alpha)) == 5.0
+
+
+def test_cpq_pushes_strange_actions_up_and_leaves_the_others():
+    """The out-of-distribution term alone: the cost of the quarter farthest from the data rises along its gradient."""
+    agent = trained(CPQ, n_samples=8)
+    batch, policy = batch_of(agent), agent.policy
+    th.manual_seed(0)
+    loss, _ = agent.cost_critic_loss(batch)
+    th.manual_seed(0)
+    policy.sample(batch["next_observations"])
+    repeated = batch["observations"].repeat(1, 8, 1)
+    actions = policy.sample(repeated)
+    distance = divergence(*policy.vae.encode(repeated, actions))
+    outside = distance >= distance.quantile(0.75)
+    assert outside.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    q = policy.cost_critics(repeated, actions).amin(1)
+    excess = (outside * q).mean() - 1.5 * agent.threshold
+    th.manual_seed(0)
+    following = batch["next_observations"]
+    y = batch["costs"] + 0.99 * policy.cost_critics_target(following, policy.sample(following)).amin(1)
+    fit = (policy.cost_critics(batch["observations"], batch["actions"]) - y.unsqueeze(1)).square().mean(2).sum()
+    assert loss.item() == pytest.approx((fit - policy.log_alpha.exp() * excess).item(), rel=1e-4)
+    gradients = th.autograd.grad(loss - fit, policy.cost_critics.networks[-1].bias)[0]
+    assert bool((gradients <= 0.0).all()), "a step down the loss raises the cost of strange actions"
+
+
+def test_actors_of_cpq_and_bcq():
+    agent = trained(CPQ)
+    batch, policy = batch_of(agent), agent.policy
+    agent.threshold = 0.0
+    th.manual_seed(0)
+    loss, info = agent.actor_loss(batch)
+    th.manual_seed(0)
+    actions = policy.sample(batch["observations"])
+    safe = policy.cost_critics(batch["observations"], actions).amin(1) <= 0.0
+    expected = -(safe * policy.critics(batch["observations"], actions).amin(1)).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    agent = trained(BCQLag)
+    batch, policy = batch_of(agent), agent.policy
+    agent.threshold = -3.0  # so that the constraint is violated
+    th.manual_seed(0)
+    loss, info = agent.actor_loss(batch)
+    th.manual_seed(0)
+    actions = policy.perturbed(policy.actor, batch["observations"], policy.vae.decode(batch["observations"]))
+    excess = policy.cost_critics(batch["observations"], actions).amin(1).mean() + 3.0
+    expected = info["multiplier"] * excess - policy.critics(batch["observations"], actions).amin(1).mean()
+    assert info["multiplier"].item() > 0.0
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_refused_step_leaves_the_duals_alone():
+    """The multiplier of a loss that is not finite is not moved on."""
+    for cls, name, dual in ((CPQ, "cost_critic_loss", "log_alpha"), (BCQLag, "actor_loss", "integral")):
+        agent = trained(cls)
+        loss_of, before = getattr(agent, name), getattr(agent.policy, dual).clone()
+
+        def broken(batch, loss_of=loss_of):
+            loss, info = loss_of(batch)
+            return loss * math.nan, info
+
+        setattr(agent, name, broken)
+        with pytest.raises(NonFiniteError):
+            agent.learn_offline(random_dataset(), 1, reset_num_timesteps=False)
+        assert th.equal(getattr(agent.policy, dual), before)
 
 
 def test_bcq_mixes_minimum_and_maximum_of_its_candidates():
     agent = trained(BCQLag, lmbda=0.75)
     following = batch_of(agent)["next_observations"]
     th.manual_seed(0)
-    best = agent.best_candidate(agent.policy.critics_target, following)
+    best = agent.best_candidate(agent.policy.critics_target, *agent.candidates(following))
     th.manual_seed(0)
     policy = agent.policy
     repeated = following.repeat_interleave(agent.n_samples, 1)
@@ -316,6 +381,10 @@ def test_controller_of_the_multiplier():
     agent = trained(BCQLag)
     agent.policy.integral.zero_()
     agent.policy.last_error.zero_()
-    found = [float(agent.multiplier(th.tensor([error]))) for error in (2.0, 3.0, -1.0, -100.0, 5.0)]
+    found = []
+    for error in (2.0, 3.0, -1.0, -100.0, 5.0):
+        agent._error = th.tensor([error])
+        found.append(float(agent.multiplier(agent._error)))
+        agent.move_on()
     expected = [0.2 + 0.006 + 0.002, 0.3 + 0.015 + 0.001, 0.012, 0.0, 0.5 + 0.015 + 0.105]
     assert found == pytest.approx(expected, abs=1e-6)

@@ -15,13 +15,14 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import configure
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.kit.offline import SUBJECTS, OneStep, one_step_tasks, pendulum_dataset, random_dataset
 from tests.kit.resume import StopAt, difference, everything
-from tether.agents import NonFiniteError
+from tether.agents import DataError, NonFiniteError
 from tether.agents.common.batched import BatchedLinear, BatchedMLP, move_towards
-from tether.agents.common.offline import OfflineData
+from tether.agents.common.offline_data import OfflineData
 
 RANDN, RANDINT = th.randn, th.randint
 each = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
@@ -94,6 +95,31 @@ def test_training_goes_on_bit_for_bit(subject, tmp_path):
     resumed.learn_offline(random_dataset(), 11 - resumed.num_timesteps, reset_num_timesteps=False)
     assert resumed.num_timesteps == 11
     assert difference(everything(whole), everything(resumed)) == 0.0
+
+
+def test_evaluations_in_between_change_nothing(tmp_path):
+    """`predict` ends training mode, in which FISOR has dropout: the next step begins it again, also after a resume."""
+    subject = next(s for s in SUBJECTS if s.name == "FISOR")
+
+    class Evaluates(BaseCallback):
+        def _on_step(self):
+            with th.random.fork_rng():
+                self.model.predict(np.zeros((1, 3), np.float32))
+            assert not self.model.policy.training
+            return self.num_timesteps < self.stop
+
+    def evaluates(stop):
+        callback = Evaluates()
+        callback.stop = stop
+        return callback
+
+    plain = subject.make().learn_offline(random_dataset(), 8)
+    evaluated = subject.make().learn_offline(random_dataset(), 8, evaluates(99))
+    half = subject.make().learn_offline(random_dataset(), 8, evaluates(4))
+    half.save_checkpoint(tmp_path)
+    resumed = subject.cls.load_checkpoint(tmp_path, None, device="cpu")
+    resumed.learn_offline(random_dataset(), 4, reset_num_timesteps=False)
+    assert difference(everything(plain), everything(evaluated)) == difference(everything(plain), everything(resumed)) == 0.0
 
 
 def test_the_log_goes_on_too(tmp_path):
@@ -263,6 +289,68 @@ def test_tensorboard(subject, tmp_path):
     assert [event.step for event in events.Scalars(losses[0])] == [2, 4, 6]
 
 
+@pytest.mark.parametrize("bar", [False, True])
+def test_callbacks_may_be_functions_lists_and_tuples(bar):
+    agent, seen = SUBJECTS[0].make(), []
+    for callback in (lambda local, _: seen.append(1) or True, [Counter()], (Counter(), Counter())):
+        agent.learn_offline(random_dataset(), 2, callback, progress_bar=bar)
+    assert len(seen) == 2
+
+
+@each
+def test_policies_are_saved_alone_too(subject, tmp_path):
+    agent = subject.make().learn_offline(random_dataset(), 1)
+    agent.policy.save(tmp_path / "policy.pth")
+    loaded = type(agent.policy).load(tmp_path / "policy.pth", device="cpu")
+    assert all(th.equal(a, b) for a, b in zip(agent.policy.parameters(), loaded.parameters(), strict=True))
+
+
+def test_an_environment_may_come_after_the_data(tmp_path):
+    """A dataset knows no bounds of observations; those of the environment take their place."""
+    env = make_vec_env("Pendulum-v1", 1)
+    agent = SUBJECTS[0].make().learn_offline(pendulum_dataset(), 2)
+    agent.save(tmp_path / "model")
+    agent.set_env(env)
+    for one in (agent, SUBJECTS[0].cls.load(tmp_path / "model", env=env)):
+        assert one.observation_space == env.observation_space
+        one.learn_offline(pendulum_dataset(), 1, reset_num_timesteps=False)
+
+
+def test_normalised_environments_are_refused():
+    with pytest.raises(ValueError, match="without VecNormalize"):
+        SUBJECTS[0].make(env=VecNormalize(make_vec_env("Pendulum-v1", 1)))
+
+
+def test_what_is_not_built_says_so(tmp_path):
+    for use in (lambda agent: agent.save(tmp_path / "model"), lambda agent: agent.predict(np.zeros(3, np.float32))):
+        with pytest.raises(ValueError, match="has no networks yet: learn_offline makes them"):
+            use(SUBJECTS[0].make())
+
+
+def test_splitting_leaves_the_random_numbers_alone():
+    agent = SUBJECTS[0].make(seeds=2).learn_offline(random_dataset(), 1)
+    state = th.get_rng_state()
+    agent.split()
+    assert th.equal(th.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("FISOR", {"policy_tau": 0.0}), ("FISOR", {"cost_scale": -1.0}), ("FISOR", {"decay_steps": 0}),
+        ("FISOR", {"weight_floor": 200.0}), ("FISOR", {"batch_size": 33}), ("FISOR", {"critic_batch_size": 64}),
+        ("FISOR", {"expectile": 0.3}), ("CPQ", {"n_samples": 0}), ("CPQ", {"cost_limit": -1.0}),
+        ("BCQLag", {"pid": (0.1, 0.2)}), ("TD3BC", {"alpha": 0.0}), ("PRDC", {"beta": float("inf")}),
+        ("IQL", {"expectile": 1.0}),
+        ("BC", {"batch_size": 0}), ("BC", {"seeds": 0}), ("IQL", {"gamma": 1.0}),
+    ],
+)  # fmt: skip
+def test_arguments_out_of_range_are_refused(name, change):
+    subject = next(s for s in SUBJECTS if s.name == name)
+    with pytest.raises(ValueError, match=next(iter(change)).split("_")[0]):
+        subject.make(**change)
+
+
 def test_learn_points_to_learn_offline():
     with pytest.raises(ValueError, match="call learn_offline"):
         SUBJECTS[0].make().learn(100)
@@ -278,13 +366,17 @@ def test_learn_points_to_learn_offline():
         ({"actions": None}, "lacks actions"),
         ({"rewards": np.zeros(3, np.float32)}, "'rewards' has 3 rows and 'observations' 600"),
         ({"observations": np.zeros((600, 4, 4), np.float32)}, "'observations' has the shape"),
+        ({"rewards": np.zeros((600, 2), np.float32)}, r"'rewards' has the shape \(600, 2\): it is one number a row"),
+        ({"next_observations": np.zeros((600, 4), np.float32)}, r"'next_observations' has the shape \(600, 4\)"),
+        ({"actions": np.full((600, 2), 1.5, np.float32)}, r"'actions' leaves \[-1, 1\] in row 0"),
     ],
 )
 def test_bad_data_is_refused(subject, change, sentence):
     agent = subject.make()
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises(DataError, match=sentence):
         agent.learn_offline(random_dataset() | change, 2)
     assert agent.num_timesteps == 0
+    agent.learn_offline(random_dataset(obs_dim=5), 1)  # it has taken nothing over
 
 
 @pytest.mark.parametrize("name", ["observations", "actions", "rewards", "costs"])
@@ -305,8 +397,11 @@ def test_other_spaces_are_refused():
 def test_a_loss_that_is_not_finite_stops_before_the_weights(subject):
     agent = subject.make().learn_offline(random_dataset(), 2)
     dataset = random_dataset()
-    dataset["actions"] *= np.float32(1e30)  # the square of which is infinite
-    dataset["constraint_values"] = dataset["rewards"] * np.float32(1e30)
+    dataset["rewards"] *= np.float32(1e30)  # the square of which is infinite
+    dataset["meta"] = {"reference_min_return": 0.0, "reference_max_return": 1.0}  # by which IQL and FISOR scale them
+    dataset["constraint_values"] = dataset["rewards"]
+    if subject.name == "BC":
+        agent.actor_loss = lambda batch: (agent.policy.actor(batch["observations"]).sum() * np.inf, {})
     with pytest.raises(NonFiniteError, match=r"at step 2, so training stopped"):
         agent.learn_offline(dataset, 2, reset_num_timesteps=False)
     assert all(bool(value.isfinite().all()) for value in everything(agent).values())

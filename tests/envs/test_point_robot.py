@@ -236,7 +236,7 @@ def test_refusals() -> None:
 
 def test_controllers_reach_the_goal_and_one_is_safe() -> None:
     """From the default start and from 60 feasible ones; the other drives through a disc."""
-    env, costs = make_env(ID, random_start=True), {}
+    env, costs = make_env("PointRobot-v0", random_start=True), {}
     for controller in (seek_goal, seek_goal_safely):
         costs[controller] = []
         for seed in range(-1, 60):
