@@ -27,7 +27,7 @@ ARENA = 3.0  # the episode ends where |x| or |y| is above
 
 _START = np.array([-1.8, 0.0, 2.0, np.pi / 4])
 _LOWEST, _HIGHEST = np.array([-3.0, -3.0, 0.5, np.pi / 4]), np.array([3.0, 3.0, 2.0, 3 * np.pi / 4])
-_ARGUMENTS = ("random_start", "max_episode_steps")
+_ARGUMENTS = ("random_start", "feasible_start", "max_episode_steps")
 _PIXELS = 256
 
 # ---------------------------------------------------------------------- motion, constraint, observation
@@ -222,13 +222,16 @@ class PointRobot(gym.Env):
     :param random_start: start anywhere with x, y in [-3, 3], v in [0.5, 2], theta in [pi / 4, 3 pi / 4] rather than at
         (-1.8, 0, 2, pi / 4). ``reset(options={"random_start": True})`` does so once, and ``options={"state": s}`` starts
         in the state (4,)
+    :param feasible_start: start in such a random state from which a violation can be avoided; evaluations do so
     :param render_mode: None or ``rgb_array``
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
-    def __init__(self, random_start: bool = False, render_mode: str | None = None) -> None:
-        self.random_start, self.render_mode = random_start, render_mode
+    def __init__(
+        self, random_start: bool = False, feasible_start: bool = False, render_mode: str | None = None
+    ) -> None:
+        self.random_start, self.feasible_start, self.render_mode = random_start, feasible_start, render_mode
         self.observation_space = spaces.Box(-np.inf, np.inf, (11,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (2,), np.float32)
         self.state = _START.copy()
@@ -240,6 +243,9 @@ class PointRobot(gym.Env):
             self.state = np.array(options["state"], dtype=np.float64)
             if self.state.shape != (4,):
                 raise EnvError(f"The state to start in has shape {self.state.shape}: give (x, y, v, theta).")
+        elif self.feasible_start and "random_start" not in options:
+            drawn = self.np_random.uniform(_LOWEST, _HIGHEST, (100, 4))
+            self.state = drawn[avoidable(drawn) & ~ended(drawn)][0]
         elif options.get("random_start", self.random_start):
             self.state = self.np_random.uniform(_LOWEST, _HIGHEST)
         else:
@@ -288,6 +294,7 @@ SUITE = Suite(
     owns=lambda env_id: env_id == ID,
     ids=lambda: [ID],
     make=_make,
+    scoring={"feasible_start": True},
     collecting={"random_start": True},
     behaviours={"reward": seek_goal, "safe": seek_goal_safely},
 )

@@ -10,7 +10,7 @@ import pytest
 from stable_baselines3.common.env_checker import check_env
 
 from tether.agents.common.env_state import env_state, restore_env_state
-from tether.envs import EnvError, list_envs, make_env, make_vec
+from tether.envs import EnvError, list_envs, make_env, make_vec, scoring_arguments
 from tether.envs.point_robot import (
     avoidable,
     constraint_values,
@@ -251,3 +251,13 @@ def test_controllers_reach_the_goal_and_one_is_safe() -> None:
     assert costs[seek_goal][0] > 10.0
     assert costs[seek_goal_safely][0] == 0.0
     assert np.mean(np.array(costs[seek_goal_safely]) > 0.0) < 0.05 < np.mean(np.array(costs[seek_goal]) > 0.0)
+
+
+def test_evaluations_start_where_a_violation_can_be_avoided() -> None:
+    assert scoring_arguments("PointRobot-v0") == {"feasible_start": True}
+    env = make_env("PointRobot-v0", feasible_start=True)
+    starts = states_of(np.stack([env.reset(seed=seed)[0] for seed in range(100)]))
+    assert avoidable(starts).all()
+    assert not ended(starts).any()
+    assert np.ptp(starts[:, 0]) > 4.0
+    np.testing.assert_allclose(states_of(env.reset(seed=3)[0][None]), starts[3:4])
