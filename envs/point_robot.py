@@ -126,15 +126,28 @@ def _direction(ways: np.ndarray) -> np.ndarray:
 
 def _around(states: np.ndarray) -> np.ndarray:
     """The direction to the goal, or past the nearest disc between it and the robot, (B,)."""
-    direction, to_goal = _direction(GOAL - states[:, :2]), _to_goal(states)
-    for hazard in HAZARDS[np.argsort(HAZARDS[:, 1])]:
-        way = hazard - states[:, :2]
-        distance, bearing = np.linalg.norm(way, axis=1), _direction(way)
-        half = np.arcsin(np.minimum((HAZARD_RADIUS + CLEARANCE) / distance, 1.0))
-        offset = (direction - bearing + np.pi) % (2 * np.pi) - np.pi
-        blocked = (np.abs(offset) < half) & (distance < to_goal)
-        direction = np.where(blocked, bearing + np.where(offset >= 0.0, half, -half), direction)
+    direction = _direction(GOAL - states[:, :2])
+    for hazard in HAZARDS:
+        bearing, half, offset = _disc_seen(states, hazard, direction, HAZARD_RADIUS + CLEARANCE)
+        direction = np.where(np.abs(offset) < half, bearing + np.where(offset >= 0.0, half, -half), direction)
     return direction
+
+
+def barred(states: np.ndarray) -> np.ndarray:
+    """Whether a disc lies on the straight way to the goal: (B, 4) -> (B,) bool."""
+    direction = _direction(GOAL - states[:, :2])
+    seen = [_disc_seen(states, hazard, direction, HAZARD_RADIUS) for hazard in HAZARDS]
+    return np.any([np.abs(offset) < half for _, half, offset in seen], axis=0)
+
+
+def _disc_seen(
+    states: np.ndarray, hazard: np.ndarray, direction: np.ndarray, radius: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bearing of a disc, half the angle that it fills (0 behind the goal), and the direction's offset to it, (B,) each."""
+    way = hazard - states[:, :2]
+    distance, bearing = np.linalg.norm(way, axis=1), _direction(way)
+    half = np.arcsin(np.minimum(radius / distance, 1.0)) * (distance < _to_goal(states))
+    return bearing, half, (direction - bearing + np.pi) % (2 * np.pi) - np.pi
 
 
 # ---------------------------------------------------------------------- which states are feasible
@@ -222,7 +235,8 @@ class PointRobot(gym.Env):
     :param random_start: start anywhere with x, y in [-3, 3], v in [0.5, 2], theta in [pi / 4, 3 pi / 4] rather than at
         (-1.8, 0, 2, pi / 4). ``reset(options={"random_start": True})`` does so once, and ``options={"state": s}`` starts
         in the state (4,)
-    :param feasible_start: start in such a random state from which a violation can be avoided; evaluations do so
+    :param feasible_start: start in such a random state from which a violation can be avoided, and the straight way to the
+        goal leads through a disc; evaluations do so
     :param render_mode: None or ``rgb_array``
     """
 
@@ -245,7 +259,7 @@ class PointRobot(gym.Env):
                 raise EnvError(f"The state to start in has shape {self.state.shape}: give (x, y, v, theta).")
         elif self.feasible_start and "random_start" not in options:
             drawn = self.np_random.uniform(_LOWEST, _HIGHEST, (100, 4))
-            self.state = drawn[avoidable(drawn) & ~ended(drawn)][0]
+            self.state = drawn[avoidable(drawn) & barred(drawn) & ~ended(drawn)][0]
         elif options.get("random_start", self.random_start):
             self.state = self.np_random.uniform(_LOWEST, _HIGHEST)
         else:

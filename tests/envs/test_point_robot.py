@@ -259,5 +259,8 @@ def test_evaluations_start_where_a_violation_can_be_avoided() -> None:
     starts = states_of(np.stack([env.reset(seed=seed)[0] for seed in range(100)]))
     assert avoidable(starts).all()
     assert not ended(starts).any()
-    assert np.ptp(starts[:, 0]) > 4.0
+    assert np.ptp(starts[:, 0]) > 3.0
+    for start in starts:  # a disc is on the way to the goal
+        way = start[:2] + np.linspace(0, 1, 500)[:, None] * (np.array([2.2, 2.2]) - start[:2])
+        assert constraint_values(np.column_stack([way, np.zeros((500, 2))])).max() > -1e-3
     np.testing.assert_allclose(states_of(env.reset(seed=3)[0][None]), starts[3:4])
