@@ -33,7 +33,7 @@ BEHAVIOURS: dict[str, tuple[str | None, float, float]] = {
     "cautious": ("safe", 0.6, 0.15),
     "safe": ("safe", 1.0, 0.35),
 }
-SCRIPTED = {"random": 0.1, "reward": 0.4, "safe": 0.5}  # shares, where the suite brings controllers
+SCRIPTED = {"random": 0.1, "reward": 0.55, "safe": 0.35}  # shares, where the suite brings controllers
 NOISE = 0.3  # standard deviation, added to a controller's actions where they are sampled
 PENALTY = 5.0  # of a unit of cost, in mean absolute rewards of a step
 # Env steps of a branch and what comes before it: less than five minutes on two cores, which each take one.
