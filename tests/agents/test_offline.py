@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -81,6 +82,16 @@ def test_save_and_load(subject, tmp_path):
     assert np.array_equal(loaded.predict(observations, deterministic=True)[0], expected)
     loaded.learn_offline(random_dataset(), 2, reset_num_timesteps=False)
     assert loaded.num_timesteps == 5
+
+
+@each
+def test_an_old_file_still_loads(subject):
+    """Written once by `python -m tests.agents.golden.write`; later versions must read it."""
+    path = Path(__file__).parent / "golden" / f"{subject.name}.zip"
+    agent = subject.cls.load(path, device="cpu")
+    th.manual_seed(0)
+    actions, _ = agent.predict(np.random.default_rng(0).normal(size=(10, 3)).astype(np.float32), deterministic=True)
+    assert np.allclose(actions, np.load(path.with_suffix(".npy")), atol=1e-5)
 
 
 @each

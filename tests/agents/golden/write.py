@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch as th
 from stable_baselines3.common.env_util import make_vec_env
 
 from tests.kit.agents import SUBJECTS
+from tests.kit.offline import SUBJECTS as OFFLINE_SUBJECTS
+from tests.kit.offline import random_dataset
 from tests.kit.resume import StopAt
 from tether.agents import BPO
 
@@ -16,6 +19,13 @@ if __name__ == "__main__":
         if not path.exists():
             agent = subject.make(subject.world, policy_kwargs={"net_arch": [4]}).learn(300)
             agent.save(path)
+            np.save(path.with_suffix(".npy"), agent.predict(observations, deterministic=True)[0])
+    for offline in OFFLINE_SUBJECTS:
+        path = Path(__file__).parent / f"{offline.name}.zip"
+        if not path.exists():
+            agent = offline.make().learn_offline(random_dataset(), 5)
+            agent.save(path)
+            th.manual_seed(0)
             np.save(path.with_suffix(".npy"), agent.predict(observations, deterministic=True)[0])
     folder = Path(__file__).parent / "checkpoint"
     if not folder.exists():
