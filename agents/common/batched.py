@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -129,16 +130,27 @@ class BatchedActor(nn.Module):
         return self.network(observations).tanh()
 
 
+_PARAMETERS: weakref.WeakKeyDictionary[nn.Module, list[th.Tensor]] = weakref.WeakKeyDictionary()
+
+
+def parameters_of(module: nn.Module) -> list[th.Tensor]:
+    """The parameters, looked up once: walking through the modules takes longer than an average of them."""
+    if module not in _PARAMETERS:
+        _PARAMETERS[module] = list(module.parameters())
+    return _PARAMETERS[module]
+
+
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
     """Inside the block gradients pass through the modules to their inputs, and not to their weights."""
-    for module in modules:
-        module.requires_grad_(False)
+    parameters = [p for module in modules for p in parameters_of(module)]
+    for parameter in parameters:
+        parameter.requires_grad = False
     try:
         yield
     finally:
-        for module in modules:
-            module.requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad = True
 
 
 def copy_of(module: nn.Module) -> Any:
@@ -149,4 +161,4 @@ def copy_of(module: nn.Module) -> Any:
 @th.no_grad()
 def move_towards(target: nn.Module, source: nn.Module, tau: float) -> None:
     """target <- (1 - tau) target + tau source, for every parameter."""
-    th._foreach_lerp_(list(target.parameters()), list(source.parameters()), tau)
+    th._foreach_lerp_(parameters_of(target), parameters_of(source), tau)

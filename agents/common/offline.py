@@ -307,7 +307,8 @@ class OfflineAgent(Agent):
         return total, self._init_callback([*callbacks, *([StepsBar(steps)] if progress_bar else [])])
 
     def _take_steps(self, steps: int, log_interval: int) -> None:
-        self.policy.set_training_mode(True)  # a callback's `predict` ends it
+        if not self.policy.training:  # a callback's `predict` ends it
+            self.policy.set_training_mode(True)
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._set_rates()
         info = self._guarded(lambda: self._updates(steps), "train")
