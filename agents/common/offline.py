@@ -67,6 +67,11 @@ class OfflinePolicy(BasePolicy):
         """(x - mean) / std."""
         return (observations - self.obs_mean) / self.obs_std
 
+    def set_training_mode(self, mode: bool) -> None:
+        """As SB3's, which walks through all modules at every action."""
+        if mode != self.training:
+            self.train(mode)
+
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
         if self.seeds > 1:
             raise ValueError(f"This agent holds {self.seeds} agents side by side: agent.split() gives them one by one.")
@@ -307,8 +312,7 @@ class OfflineAgent(Agent):
         return total, self._init_callback([*callbacks, *([StepsBar(steps)] if progress_bar else [])])
 
     def _take_steps(self, steps: int, log_interval: int) -> None:
-        if not self.policy.training:  # a callback's `predict` ends it
-            self.policy.set_training_mode(True)
+        self.policy.set_training_mode(True)  # a callback's `predict` ends it
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._set_rates()
         info = self._guarded(lambda: self._updates(steps), "train")
