@@ -22,8 +22,7 @@ class _Mish(th.autograd.Function):
         r = (n + 2.0).reciprocal_()
         t = n * r
         y = x * t
-        if x.requires_grad:
-            ctx.slope = t.add_(n.sub_(e).mul_(r).mul_(r).mul_(x), alpha=4.0)
+        ctx.slope = t.add_(n.sub_(e).mul_(r).mul_(r).mul_(x), alpha=4.0)
         return y
 
     @staticmethod
@@ -33,8 +32,8 @@ class _Mish(th.autograd.Function):
 
 
 def mish(x: th.Tensor) -> th.Tensor:
-    """Elementwise; torch's own kernel on a GPU. On a CPU a second derivative is refused."""
-    return F.mish(x) if x.is_cuda else _Mish.apply(x)
+    """Elementwise; torch's own kernel on a GPU, and where no gradient is asked. On a CPU a second derivative is refused."""
+    return _Mish.apply(x) if x.requires_grad and th.is_grad_enabled() and not x.is_cuda else F.mish(x)
 
 
 class Mish(nn.Module):
