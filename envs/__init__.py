@@ -5,6 +5,7 @@ import sys
 
 from .datasets import DatasetError, OfflineDataset, list_datasets, load_dataset
 from .make import (
+    cautious_arguments,
     collecting_arguments,
     list_envs,
     make_env,
@@ -20,6 +21,7 @@ __all__ = [
     "DatasetError",
     "EnvError",
     "OfflineDataset",
+    "cautious_arguments",
     "collecting_arguments",
     "list_datasets",
     "list_envs",

@@ -183,6 +183,11 @@ def collecting_arguments(env_id: str) -> Mapping[str, Any]:
     return _suite_of(env_id).collecting
 
 
+def cautious_arguments(env_id: str) -> Mapping[str, Any]:
+    """Arguments for `make_env` under which policies learn to be safe in the environment without them."""
+    return _suite_of(env_id).cautious
+
+
 def scripted_behaviours(env_id: str) -> Mapping[str, Callable[[Any], Any]]:
     """Controllers that make offline data of an environment without training, by name; none for most."""
     return _suite_of(env_id).behaviours

@@ -94,7 +94,9 @@ def make_behaviours(
 def recipe(env_id: str, env_kwargs: Mapping[str, Any]) -> str:
     """A short checksum of all else that the behaviours of an environment follow from."""
     branches = {name: (branch, part) for name, (branch, part, _) in BEHAVIOURS.items()}
-    content = [branches, PENALTY, preset("MDPO", env_id), dict(env_kwargs)]
+    from tether.envs import cautious_arguments
+
+    content = [branches, PENALTY, preset("MDPO", env_id), dict(env_kwargs), dict(cautious_arguments(env_id))]
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
@@ -112,11 +114,12 @@ def _train(branch: str, env_id: str, seed: int, steps: int, place: Path, env_kwa
     import torch as th
 
     from tether.agents import MDPO
-    from tether.envs import make_vec
+    from tether.envs import cautious_arguments, make_vec
 
     th.set_num_threads(1)
     arguments = preset("MDPO", env_id)
-    env: VecEnv = make_vec(env_id, arguments["n_envs"], backend="dummy", seed=seed, env_kwargs=env_kwargs)
+    kwargs = {**(cautious_arguments(env_id) if branch == "safe" else {}), **env_kwargs}
+    env: VecEnv = make_vec(env_id, arguments["n_envs"], backend="dummy", seed=seed, env_kwargs=kwargs)
     env = penalised(env) if branch == "safe" else env
     if branch == "start":
         agent = MDPO("MlpPolicy", env, seed=seed, device="cpu", **build_arguments("MDPO", arguments))

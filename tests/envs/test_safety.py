@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tether.agents.common.env_state import env_state, restore_env_state
-from tether.envs import EnvError, list_envs, make_env, make_vec, resolve_backend
+from tether.envs import EnvError, cautious_arguments, list_envs, make_env, make_vec, resolve_backend
 from tether.envs.safety import LIMITS
 
 SIZES = {"Ant": 27, "HalfCheetah": 17, "Hopper": 11, "Humanoid": 376, "Swimmer": 8, "Walker2d": 17}
@@ -158,3 +158,11 @@ def test_a_vector_goes_on_elsewhere(robot: str) -> None:
         for mine, yours in zip(ours, theirs, strict=True):
             np.testing.assert_array_equal(mine, yours)
         assert [info["cost"] for info in infos] == [info["cost"] for info in expected]
+
+
+def test_a_margin_lowers_the_threshold() -> None:
+    env = make_env("SafetyHalfCheetahVelocity-v1", margin=0.25)
+    assert env.get_wrapper_attr("threshold") == pytest.approx(0.75 * 3.2096)
+    assert cautious_arguments("SafetyHalfCheetahVelocity-v1") == {"margin": 0.2}
+    with pytest.raises(EnvError, match="margin is 1"):
+        make_env("SafetyHalfCheetahVelocity-v1", margin=1.0)
