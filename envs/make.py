@@ -185,7 +185,7 @@ def collecting_arguments(env_id: str) -> Mapping[str, Any]:
 
 def cautious_arguments(env_id: str) -> Mapping[str, Any]:
     """Arguments for `make_env` under which policies learn to be safe in the environment without them."""
-    return _suite_of(env_id).cautious
+    return _suite_of(env_id).cautious(env_id)
 
 
 def scripted_behaviours(env_id: str) -> Mapping[str, Callable[[Any], Any]]:

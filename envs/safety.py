@@ -96,10 +96,16 @@ def _make(
     return VelocityCost(env, (1.0 - margin) * threshold, limit.planar)
 
 
+def _cautious(env_id: str) -> dict[str, Any]:
+    """A gait's speed swings, so that one near the threshold passes it now and then; and falling must be no way out."""
+    falls = not env_id.startswith(("SafetyHalfCheetah", "SafetySwimmer"))
+    return {"margin": 0.2, **({"terminate_when_unhealthy": False} if falls else {})}
+
+
 SUITE = Suite(
     "safety",
     owns=lambda env_id: _FORM.fullmatch(env_id) is not None,
     ids=_ids,
     make=_make,
-    cautious={"margin": 0.2},  # a gait's speed swings, and one that keeps to the threshold on the way passes it now and then
+    cautious=_cautious,
 )

@@ -51,7 +51,7 @@ class Suite:
     :param frame_stack: how many observations `make_vec` stacks by default
     :param scoring: arguments under which returns are the scores that papers report, where training sees others
     :param collecting: arguments under which offline data are collected, where they should cover more than training sees
-    :param cautious: arguments under which policies learn to be safe, where without them they would be so nearly
+    :param cautious: arguments, by id, under which policies learn to be safe, where without them they would be so nearly
     :param behaviours: controllers (observations (B, o) to actions (B, d)) that make offline data without training
     :param unseen: arguments of the environments in which generalisation is measured, where training does not see all
     """
@@ -65,7 +65,7 @@ class Suite:
     frame_stack: int | None = None
     scoring: Mapping[str, Any] = field(default_factory=dict)
     collecting: Mapping[str, Any] = field(default_factory=dict)
-    cautious: Mapping[str, Any] = field(default_factory=dict)
+    cautious: Callable[[str], Mapping[str, Any]] = lambda env_id: {}
     behaviours: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
     unseen: Mapping[str, Any] | None = None
 

@@ -164,5 +164,7 @@ def test_a_margin_lowers_the_threshold() -> None:
     env = make_env("SafetyHalfCheetahVelocity-v1", margin=0.25)
     assert env.get_wrapper_attr("threshold") == pytest.approx(0.75 * 3.2096)
     assert cautious_arguments("SafetyHalfCheetahVelocity-v1") == {"margin": 0.2}
+    for env_id in list_envs()["safety"]:
+        make_env(env_id, **cautious_arguments(env_id)).close()
     with pytest.raises(EnvError, match="margin is 1"):
         make_env("SafetyHalfCheetahVelocity-v1", margin=1.0)
