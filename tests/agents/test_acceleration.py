@@ -1,8 +1,11 @@
-"""Epochs as CUDA graphs: the same weights as plain calls. Needs a GPU."""
+"""Epochs and offline updates as CUDA graphs: the same weights as plain calls. Needs a GPU."""
 
 import pytest
 import torch as th
 
+from tests.kit.offline import SUBJECTS as OFFLINE
+from tests.kit.offline import random_dataset
+from tests.kit.resume import difference, everything
 from tests.kit.rollouts import collected
 from tether.agents import BPO, MDPO, PPO, R2VPO
 
@@ -38,3 +41,17 @@ def test_schedules_reach_the_graph():
 def test_training_on_the_gpu(cls):
     agent = cls("MlpPolicy", "CartPole-v1", n_steps=256, seed=0, device="cuda").learn(256 * 6)
     assert all(th.isfinite(p).all() for p in agent.policy.parameters())
+
+
+@pytest.mark.parametrize("subject", OFFLINE, ids=lambda s: s.name)
+def test_captured_offline_updates_give_the_weights_of_plain_ones(subject):
+    """Eight calls of ten updates, three to warm up, one captured, four replayed, random draws included."""
+    weights = []
+    for captured in (True, False):
+        agent = subject.make(device="cuda", seeds=2)
+        if not captured:
+            agent._updates = lambda steps, agent=agent: [agent.update(agent._draw, i) for i in range(steps)][-1]
+        agent.learn_offline(random_dataset(), 80)
+        weights.append(everything(agent))
+        assert agent.num_timesteps == 80
+    assert difference(*weights) < 1e-4
