@@ -28,5 +28,5 @@ def test_time_to_act(tether, tmp_path, monkeypatch):
     monkeypatch.setattr(size, lambda agent: float(agent.predict(OBSERVATION)[0].size))
     outcome = tether("bench", "inference", "--rounds", 1, "--out", tmp_path)
     assert outcome.code == 0, outcome.err
-    assert "FISOR, reduced (16 candidates, 5 steps) | " in (tmp_path / "inference.md").read_text()
+    assert "| FISOR, reduced (16 candidates, 5 steps) " in (tmp_path / "inference.md").read_text()
     assert "leave out --env and --only" in tether("bench", "inference", "--only", "BC").err

@@ -14,7 +14,7 @@ import pytest
 from gymnasium import spaces
 
 import tether as package
-from tether.experiments.catalogue import AGENTS, OURS
+from tether.experiments.catalogue import AGENTS, OFFLINE, OURS
 from tether.experiments.cli import main
 
 
@@ -137,7 +137,9 @@ class TestPrints:
         code, out, _ = tether("list", "agents")
         assert code == 0
         assert [line.split()[0] for line in out.splitlines()] == list(AGENTS)
-        assert {line.split()[0] for line in out.splitlines() if line.split()[1] == "Tether"} == set(OURS)
+        kinds = dict(line.split()[:2] for line in out.splitlines())
+        assert {name for name, kind in kinds.items() if kind in ("Tether", "offline")} == set(OURS)
+        assert {name for name, kind in kinds.items() if kind == "offline"} == set(OFFLINE)
 
     def test_presets(self, tether) -> None:
         code, out, _ = tether("list", "presets")

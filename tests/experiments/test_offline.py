@@ -89,7 +89,7 @@ def test_same_seed_same_file(data, tether, tmp_path):
 def behaviours(tmp_path_factory, tether):
     """A folder with behaviours trained for a moment, on a task without costs, and the outcome of the command."""
     folder = tmp_path_factory.mktemp("behaviours")
-    words = ["collect", "Pendulum-v1", "--steps", 2400, "--train-steps", 8192, "--cache", folder]
+    words = ["collect", "Pendulum-v1", "--steps", 9000, "--train-steps", 8192, "--cache", folder]
     return folder, words, tether(*words, "--out", folder / "set.hdf5")
 
 
@@ -148,7 +148,7 @@ def test_a_folder_gets_a_file_named_by_dsrls_rule(tether, tmp_path):
 
 def test_saved_agents_are_behaviours(behaviours, tether, tmp_path):
     model = next(behaviours[0].rglob("reward.zip"))
-    outcome = tether("collect", "Pendulum-v1", "--out", tmp_path / "x.hdf5", "--steps", 300, "--behaviour", model, "random")
+    outcome = tether("collect", "Pendulum-v1", "--out", tmp_path / "x.hdf5", "--steps", 2000, "--behaviour", model, "random")
     assert outcome.code == 0, outcome.err
     assert set(json.loads((tmp_path / "x.json").read_text())["behaviours"]) == {str(model), "random"}
 

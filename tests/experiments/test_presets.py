@@ -25,7 +25,7 @@ from tether.experiments.presets import (
     suite_of,
 )
 
-SUITES = {"mujoco", "dm_control", "procgen", "atari", "other"}
+SUITES = {"mujoco", "dm_control", "procgen", "atari", "other", "safety", "bullet"}
 ENVS = ["HalfCheetah-v4", "Swimmer-v4", "Ant-v5", "dm_control/cheetah-run-v0", "procgen/bigfish-easy-v0", "ALE/Pong-v5",
         "CartPole-v1", "Pendulum-v1", "Mine/Own-v7"]  # fmt: skip
 
@@ -72,6 +72,8 @@ class TestPrecedence:
             ("dm_control/cheetah-run-v0", "dm_control"),
             ("procgen/bigfish-easy-v0", "procgen"),
             ("ALE/Pong-v5", "atari"),
+            ("SafetyAntVelocity-v1", "safety"),
+            ("SafetyAntCircle-v0", "bullet"),
             ("Pendulum-v1", "other"),
             ("AntMaze_UMaze-v5", "other"),
         ],
