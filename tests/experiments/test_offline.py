@@ -163,11 +163,12 @@ def test_where_it_costs_there_is_no_reward():
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     env = penalised(DummyVecEnv([OneStep, OneStep]))
-    env.reset()
+    env.seed(0)
+    states = env.reset()
     _, rewards, _, infos = env.step(np.array([[-0.5], [0.5]], np.float32))
     raw = env.total / env.count
     assert [info["cost"] for info in infos] == [0.0, 1.0]
-    assert rewards[0] > 0.0
+    assert rewards[0] == pytest.approx(1.0 - abs(-0.5 - states[0, 0]))
     assert rewards[1] == pytest.approx(-PENALTY * raw)
 
 
