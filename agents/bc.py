@@ -10,8 +10,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.batched import BatchedActor
-from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import DataError, OfflineData
+from .common.offline_policy import OfflinePolicy
 
 
 class BCPolicy(OfflinePolicy):

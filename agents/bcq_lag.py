@@ -11,8 +11,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from .common.batched import BatchedMLP, BatchedValues, copy_of, frozen, move_towards, torch_default
-from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy, require_at_least
+from .common.offline import Batch, Draw, OfflineAgent, require_at_least
 from .common.offline_data import OfflineData, cost_threshold
+from .common.offline_policy import OfflinePolicy
 from .common.vae import ActionVAE
 
 
@@ -220,17 +221,14 @@ class BCQLag(OfflineAgent):
     def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One step of VAE, critics, cost critics and perturbation, and the averages."""
         policy, batch = self.policy, draw(self.batch_size)
-        loss, infos = self.vae_loss(batch)
-        self._step(self.vae_optimizer, loss, infos, batch)
+        infos = self._descend(batch, (self.vae_optimizer, self.vae_loss))
         batch["candidates"], batch["repeated"] = self.candidates(batch["next_observations"])
-        for optimizer, term in (
+        infos |= self._descend(
+            batch,
             (self.critic_optimizer, self.critic_loss),
             (self.cost_critic_optimizer, self.cost_critic_loss),
             (self.actor_optimizer, self.actor_loss),
-        ):
-            loss, info = term(batch)
-            self._step(optimizer, loss, info, batch)
-            infos |= info
+        )
         self.move_on()
         for target, source in (
             (policy.critics_target, policy.critics),

@@ -11,8 +11,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from .common.batched import BatchedMLP, BatchedValues, copy_of, frozen, move_towards, torch_default
-from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy, require_at_least
+from .common.offline import Batch, Draw, OfflineAgent, require_at_least
 from .common.offline_data import OfflineData, cost_threshold
+from .common.offline_policy import OfflinePolicy
 from .common.vae import ActionVAE, divergence
 
 LOG_STD = (-20.0, 2.0)
@@ -204,17 +205,13 @@ class CPQ(OfflineAgent):
 
     def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One step of VAE, critics, cost critics and actor, and the averages."""
-        batch = draw(self.batch_size)
-        infos: dict[str, th.Tensor] = {}
-        for optimizer, term in (
+        infos = self._descend(
+            draw(self.batch_size),
             (self.vae_optimizer, self.vae_loss),
             (self.critic_optimizer, self.critic_loss),
             (self.cost_critic_optimizer, self.cost_critic_loss),
             (self.actor_optimizer, self.actor_loss),
-        ):
-            loss, info = term(batch)
-            self._step(optimizer, loss, info, batch)
-            infos |= info
+        )
         self.ascend()
         move_towards(self.policy.critics_target, self.policy.critics, self.tau)
         move_towards(self.policy.cost_critics_target, self.policy.cost_critics, self.tau)

@@ -14,8 +14,9 @@ from torch import nn
 
 from .common.batched import BatchedActor, BatchedValues, copy_of, move_towards, torch_default
 from .common.expectile import expectile_loss
-from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData, reward_scale
+from .common.offline_policy import OfflinePolicy
 
 LOG_STD = (-5.0, 2.0)
 WEIGHT_CAP = 100.0
@@ -161,15 +162,12 @@ class IQL(OfflineAgent):
     def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One step of the value, the actor, the critics and their average, in the order of the authors' code."""
         batch = draw(self.batch_size)
-        infos: dict[str, th.Tensor] = {}
-        for optimizer, term in (
+        infos = self._descend(
+            batch,
             (self.value_optimizer, self.value_loss),
             (self.actor_optimizer, self.actor_loss),
             (self.critic_optimizer, self.critic_loss),
-        ):
-            loss, info = term(batch)
-            self._step(optimizer, loss, info, batch)
-            infos |= info
+        )
         move_towards(self.policy.critics_target, self.policy.critics, self.tau)
         return infos
 

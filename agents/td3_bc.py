@@ -10,8 +10,9 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.batched import BatchedActor, BatchedValues, copy_of, frozen, move_towards, torch_default
-from .common.offline import Batch, Draw, OfflineAgent, OfflinePolicy
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData
+from .common.offline_policy import OfflinePolicy
 
 STD_FLOOR = 1e-3  # added to the standard deviation that observations are divided by
 

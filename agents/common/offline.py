@@ -18,7 +18,6 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common import utils
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
-from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 
@@ -29,65 +28,15 @@ from .finite import check_finite_info
 from .meter import Meter
 from .model_file import ModelFile, build_model, read_model
 from .offline_data import DataError, OfflineData
+from .offline_policy import OfflinePolicy
 from .spaces_only import SpacesOnly
 
 SelfOfflineAgent = TypeVar("SelfOfflineAgent", bound="OfflineAgent")
 Batch = dict[str, th.Tensor]
 Draw = Callable[[int], Batch]
+Loss = Callable[[Batch], tuple[th.Tensor, dict[str, th.Tensor]]]
 
 UPDATES_PER_GRAPH = 10  # on a GPU, of one captured graph
-
-
-# ---------------------------------------------------------------------- policy
-
-
-class OfflinePolicy(BasePolicy):
-    """Base of the offline agents' policies: networks with the seed as their first axis, actions in [-1, 1] inside.
-
-    :param observation_space: a Box of vectors
-    :param action_space: a Box
-    :param lr_schedule: not used here; the agent makes the optimisers
-    :param seeds: S, agents side by side; only where it is 1 does the policy act
-    """
-
-    obs_mean: th.Tensor
-    obs_std: th.Tensor
-
-    def __init__(
-        self, observation_space: spaces.Box, action_space: spaces.Box, lr_schedule: Schedule | None = None, seeds: int = 1
-    ) -> None:
-        super().__init__(observation_space, action_space, squash_output=True)
-        self.seeds = seeds
-        self.obs_dim, self.action_dim = spaces.flatdim(observation_space), spaces.flatdim(action_space)
-        # Of the dataset, where the agent normalises; `predict` takes raw observations in any case.
-        self.register_buffer("obs_mean", th.zeros(self.obs_dim))
-        self.register_buffer("obs_std", th.ones(self.obs_dim))
-
-    def normalized(self, observations: th.Tensor) -> th.Tensor:
-        """(x - mean) / std."""
-        return (observations - self.obs_mean) / self.obs_std
-
-    def set_training_mode(self, mode: bool) -> None:
-        """As SB3's, which walks through all modules at every action."""
-        if mode != self.training:
-            self.train(mode)
-
-    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
-        if self.seeds > 1:
-            raise ValueError(f"This agent holds {self.seeds} agents side by side: agent.split() gives them one by one.")
-        rows = self.normalized(observation.float().flatten(1))
-        return self.act(rows.unsqueeze(0), deterministic)[0]
-
-    @abstractmethod
-    def act(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
-        """Actions in [-1, 1], (S, B, d), at normalised observations (S, B, o)."""
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = super()._get_constructor_parameters()
-        return {"observation_space": own["observation_space"], "action_space": own["action_space"], "seeds": self.seeds}
-
-
-# ---------------------------------------------------------------------- agent
 
 
 class OfflineAgent(Agent):
@@ -207,6 +156,15 @@ class OfflineAgent(Agent):
         :param number: of the step, from 0 on; only its remainder by :attr:`_period` may matter
         :return: scalars for the log, on the device
         """
+
+    def _descend(self, batch: Batch, *steps: tuple[th.optim.Optimizer, Loss]) -> dict[str, th.Tensor]:
+        """One step of each optimiser down its loss, in this order; what all of them tell."""
+        infos: dict[str, th.Tensor] = {}
+        for optimizer, loss_of in steps:
+            loss, info = loss_of(batch)
+            self._step(optimizer, loss, info, batch)
+            infos |= info
+        return infos
 
     # ------------------------------------------------------------------ learning
 
