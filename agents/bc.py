@@ -29,16 +29,12 @@ class BCPolicy(OfflinePolicy):
         seeds: int = 1,
         net_arch: tuple[int, ...] = (256, 256),
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, seeds)
-        self.net_arch = net_arch
+        super().__init__(observation_space, action_space, lr_schedule, seeds, net_arch=net_arch)
         self.actor = BatchedActor(seeds, self.obs_dim, self.action_dim, net_arch)
 
     def act(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
         """The actor's action, (S, B, d)."""
         return self.actor(observations)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "net_arch": self.net_arch}
 
 
 class BC(OfflineAgent):

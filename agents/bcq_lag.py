@@ -35,8 +35,8 @@ class BCQLagPolicy(OfflinePolicy):
         vae_width: int = 400,
         phi: float = 0.05,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, seeds)
-        self.net_arch, self.vae_width, self.phi = net_arch, vae_width, phi
+        super().__init__(observation_space, action_space, lr_schedule, seeds, net_arch=net_arch, vae_width=vae_width, phi=phi)
+        self.phi = phi
         pair = self.obs_dim + self.action_dim
         self.actor = BatchedMLP(seeds, pair, net_arch, self.action_dim, nn.Tanh)
         # Two pairs each: the minimum of a pair is one of the "two" critics that BCQ mixes (OSRL's num_q = 2).
@@ -59,10 +59,6 @@ class BCQLagPolicy(OfflinePolicy):
         if deterministic:
             latent = th.zeros(*observations.shape[:2], self.vae.latent_dim, device=observations.device)
         return self.perturbed(self.actor, observations, self.vae.decode(observations, latent))
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        own = {"net_arch": self.net_arch, "vae_width": self.vae_width, "phi": self.phi}
-        return {**super()._get_constructor_parameters(), **own}
 
 
 class BCQLag(OfflineAgent):

@@ -37,8 +37,7 @@ class CPQPolicy(OfflinePolicy):
         net_arch: tuple[int, ...] = (256, 256),
         vae_width: int = 400,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, seeds)
-        self.net_arch, self.vae_width = net_arch, vae_width
+        super().__init__(observation_space, action_space, lr_schedule, seeds, net_arch=net_arch, vae_width=vae_width)
         self.actor = BatchedMLP(seeds, self.obs_dim, net_arch, 2 * self.action_dim)
         pair = self.obs_dim + self.action_dim
         self.critics = BatchedValues(seeds, 2, pair, net_arch, torch_default)
@@ -55,9 +54,6 @@ class CPQPolicy(OfflinePolicy):
     def act(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
         """tanh of the mean, or a sample."""
         return self.actor(observations).chunk(2, -1)[0].tanh() if deterministic else self.sample(observations)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "net_arch": self.net_arch, "vae_width": self.vae_width}
 
 
 class CPQ(OfflineAgent):

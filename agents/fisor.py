@@ -163,12 +163,11 @@ class FISORPolicy(OfflinePolicy):
         diffusion_steps: int = 5,
         n_candidates: int = 16,
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, seeds)
+        super().__init__(
+            observation_space, action_space, lr_schedule, seeds, net_arch=net_arch, width=width, n_blocks=n_blocks,
+            dropout=dropout, diffusion_steps=diffusion_steps, n_candidates=n_candidates,
+        )  # fmt: skip
         require_at_least(1, n_blocks=n_blocks, diffusion_steps=diffusion_steps, n_candidates=n_candidates)
-        self.arguments = {
-            "net_arch": net_arch, "width": width, "n_blocks": n_blocks, "dropout": dropout,
-            "diffusion_steps": diffusion_steps, "n_candidates": n_candidates,
-        }  # fmt: skip
         self.n_candidates = n_candidates
         self.diffusion = Diffusion(diffusion_steps)
         noise = (seeds, self.obs_dim, self.action_dim, diffusion_steps, width, n_blocks, dropout)
@@ -204,9 +203,6 @@ class FISORPolicy(OfflinePolicy):
             return network.after_first(th.baddbmm(of_index, x, network.first.weight[:, :inputs]))
 
         return self.diffusion.sample(eps, th.randn(*observations.shape[:2], self.action_dim, device=observations.device))
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), **self.arguments}
 
 
 # ---------------------------------------------------------------------- the agent
@@ -416,4 +412,3 @@ class FISOR(OfflineAgent):
             done = min(1.0, self._n_updates * self.policy_steps / self.decay_steps)
             rate = self.lr_schedule(self._current_progress_remaining) * 0.5 * (1.0 + math.cos(math.pi * done))
             utils.update_learning_rate(self.policy_optimizer, rate)
-

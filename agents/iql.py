@@ -36,8 +36,7 @@ class IQLPolicy(OfflinePolicy):
         seeds: int = 1,
         net_arch: tuple[int, ...] = (256, 256),
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, seeds)
-        self.net_arch = net_arch
+        super().__init__(observation_space, action_space, lr_schedule, seeds, net_arch=net_arch)
         self.actor = BatchedActor(seeds, self.obs_dim, self.action_dim, net_arch)
         self.log_std = nn.Parameter(th.zeros(seeds, 1, self.action_dim))
         self.critics = BatchedValues(seeds, 2, self.obs_dim + self.action_dim, net_arch, torch_default)
@@ -56,9 +55,6 @@ class IQLPolicy(OfflinePolicy):
         if deterministic:
             return mean
         return (mean + self.log_std.clamp(*LOG_STD).exp() * th.randn_like(mean)).clamp(-1.0, 1.0)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "net_arch": self.net_arch}
 
 
 class IQL(OfflineAgent):

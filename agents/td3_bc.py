@@ -31,8 +31,7 @@ class TD3BCPolicy(OfflinePolicy):
         seeds: int = 1,
         net_arch: tuple[int, ...] = (256, 256),
     ) -> None:
-        super().__init__(observation_space, action_space, lr_schedule, seeds)
-        self.net_arch = net_arch
+        super().__init__(observation_space, action_space, lr_schedule, seeds, net_arch=net_arch)
         self.actor = BatchedActor(seeds, self.obs_dim, self.action_dim, net_arch)
         self.critics = BatchedValues(seeds, 2, self.obs_dim + self.action_dim, net_arch, torch_default)
         self.actor_target, self.critics_target = copy_of(self.actor), copy_of(self.critics)
@@ -40,9 +39,6 @@ class TD3BCPolicy(OfflinePolicy):
     def act(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
         """The actor's action, (S, B, d)."""
         return self.actor(observations)
-
-    def _get_constructor_parameters(self) -> dict[str, Any]:
-        return {**super()._get_constructor_parameters(), "net_arch": self.net_arch}
 
 
 class TD3BC(OfflineAgent):

@@ -18,15 +18,22 @@ class OfflinePolicy(BasePolicy):
     :param action_space: a Box
     :param lr_schedule: not used here; the agent makes the optimisers
     :param seeds: S, agents side by side; only where it is 1 does the policy act
+    :param arguments: those that a class adds, kept in its files
     """
 
     obs_mean: th.Tensor
     obs_std: th.Tensor
 
     def __init__(
-        self, observation_space: spaces.Box, action_space: spaces.Box, lr_schedule: Schedule | None = None, seeds: int = 1
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Box,
+        lr_schedule: Schedule | None = None,
+        seeds: int = 1,
+        **arguments: Any,
     ) -> None:
         super().__init__(observation_space, action_space, squash_output=True)
+        self.arguments = {"seeds": seeds, **arguments}
         self.seeds = seeds
         self.obs_dim, self.action_dim = spaces.flatdim(observation_space), spaces.flatdim(action_space)
         # Of the dataset, where the agent normalises; `predict` takes raw observations in any case.
@@ -54,4 +61,4 @@ class OfflinePolicy(BasePolicy):
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
         own = super()._get_constructor_parameters()
-        return {"observation_space": own["observation_space"], "action_space": own["action_space"], "seeds": self.seeds}
+        return {"observation_space": own["observation_space"], "action_space": own["action_space"], **self.arguments}
