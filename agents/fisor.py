@@ -27,8 +27,10 @@ from .common.batched import (
     BatchedMLP,
     BatchedValues,
     copy_of,
+    exceeds_cache,
     lecun_normal,
     move_towards,
+    one_by_one,
     xavier_uniform,
 )
 from .common.diffusion import Diffusion
@@ -111,7 +113,7 @@ class NoiseNetwork(nn.Module):
         self, seeds: int, obs_dim: int, action_dim: int, steps: int, width: int, n_blocks: int, dropout: float
     ) -> None:
         super().__init__()
-        self.steps, self.inputs = steps, action_dim + obs_dim
+        self.steps, self.inputs, self.width = steps, action_dim + obs_dim, width
         self.fourier = nn.Parameter(0.2 * th.randn(seeds, 1, 32))
         self.time = BatchedMLP(seeds, 64, (128,), 128, Mish, xavier_uniform)
         self.first = BatchedLinear(seeds, self.inputs + 128, width, xavier_uniform)
@@ -177,6 +179,12 @@ class FISORPolicy(OfflinePolicy):
         self.critics = BatchedValues(seeds, 4, pair, net_arch, xavier_uniform)
         self.critics_target = copy_of(self.critics)
         self.values = BatchedValues(seeds, 2, self.obs_dim, net_arch, xavier_uniform)
+
+    def predicted_noise(self, observations: th.Tensor, noisy: th.Tensor, k: th.Tensor) -> th.Tensor:
+        """Of the network in training, see :class:`NoiseNetwork`."""
+        if exceeds_cache(observations, self.noise.width):
+            return one_by_one(self.noise, observations, noisy, k)
+        return self.noise(observations, noisy, k)
 
     def reward_and_feasibility(self, observations: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """Q = min of the target critics and Q_h = max of theirs, (S, B) each."""
@@ -381,7 +389,7 @@ class FISOR(OfflineAgent):
         actions = batch["actions"]
         k = th.randint(self.policy.diffusion.steps, actions.shape[:2], device=actions.device)
         noise = th.randn_like(actions)
-        predicted = self.policy.noise(batch["observations"], self.policy.diffusion.noised(actions, k, noise), k)
+        predicted = self.policy.predicted_noise(batch["observations"], self.policy.diffusion.noised(actions, k, noise), k)
         loss = (batch["weights"] * (predicted - noise).square().sum(-1)).mean(1).sum()
         return loss, {"policy_loss": loss / self.seeds, "weight": batch["weights"].mean()}
 

@@ -22,8 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.kit.offline import SUBJECTS, OneStep, one_step_tasks, pendulum_dataset, random_dataset
 from tests.kit.resume import StopAt, difference, everything
 from tether.agents import DataError, NonFiniteError
-from tether.agents.common.batched import BatchedLinear, BatchedMLP, move_towards
+from tether.agents.common import batched
+from tether.agents.common.batched import BatchedLinear, BatchedMLP, move_towards, one_by_one
 from tether.agents.common.offline_data import OfflineData
+from tether.agents.fisor import NoiseNetwork
 
 RANDN, RANDINT = th.randn, th.randint
 each = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
@@ -426,6 +428,20 @@ def test_batched_layers_are_linear_layers():
     for i in range(3):
         one = th.nn.functional.linear(x[i], layer.weight[i].T, layer.bias[i, 0])
         assert th.allclose(layer(x)[i], one, atol=1e-6)
+
+
+@pytest.mark.parametrize("network", [BatchedMLP(3, 4, (128, 128), 2), NoiseNetwork(3, 4, 2, 5, 128, 2, 0.0)])
+def test_networks_one_after_the_other_are_those_side_by_side(network, monkeypatch):
+    noise = isinstance(network, NoiseNetwork)
+    inputs = (th.randn(3, 600, 4), th.randn(3, 600, 2), th.randint(5, (3, 600))) if noise else (th.randn(3, 600, 4),)
+    parameters = list(network.parameters())
+    monkeypatch.setattr(batched, "IN_CACHE", np.inf)
+    together = network(*inputs)
+    monkeypatch.setattr(batched, "IN_CACHE", 0)
+    apart = one_by_one(network, *inputs) if noise else network(*inputs)
+    assert th.allclose(apart, together, atol=1e-5)
+    for one, other in zip(*(th.autograd.grad(y.square().sum(), parameters) for y in (apart, together)), strict=True):
+        assert th.allclose(one, other, rtol=1e-3, atol=1e-3)
 
 
 def test_move_towards():
