@@ -10,6 +10,7 @@ import pytest
 import torch as th
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.spatial import cKDTree
 
 from tests.kit.offline import SUBJECTS, one_step_tasks, random_dataset
 from tests.kit.resume import everything
@@ -36,21 +37,21 @@ def batch_of(agent, n=40):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 60), st.integers(1, 6))
 def test_nearest_neighbours_are_exact(seed, n, dim):
-    """(1) Both ways against every distance, also where several points are equally near."""
+    """(1) Against every distance, also where several points are equally near."""
     generator = th.Generator().manual_seed(seed)
     points = th.randint(-2, 3, (n, dim), generator=generator).float()
     queries = th.cat([points[:5], th.randint(-4, 5, (20, dim), generator=generator) / 2.0])
     distances = (queries[:, None] - points[None]).square().sum(-1)
-    search = NearestNeighbour(points)
-    for found in (search(queries), search.by_distances(queries)):
-        assert th.equal(distances.gather(1, found[:, None])[:, 0], distances.amin(1))
+    found = NearestNeighbour(points)(queries)
+    assert th.equal(distances.gather(1, found[:, None])[:, 0], distances.amin(1))
 
 
-def test_nearest_neighbours_in_chunks():
-    points, queries = th.randn(500, 4), th.randn(33, 4)
-    search = NearestNeighbour(points)
-    with mock.patch("tether.agents.common.neighbours.CHUNK", 33 * 7):
-        assert th.equal(search.by_distances(queries), search(queries))
+@pytest.mark.parametrize("chunk", [1, 33 * 300, 2**30])
+def test_nearest_neighbours_in_chunks_are_those_of_a_tree(chunk):
+    points, queries = th.randn(1500, 4), th.randn(33, 4)
+    nearest = th.from_numpy(cKDTree(points.numpy()).query(queries.numpy())[1])
+    with mock.patch.dict("tether.agents.common.neighbours.CHUNK", cpu=chunk):
+        assert th.equal(NearestNeighbour(points)(queries), nearest)
 
 
 # ---------------------------------------------------------------------- PRDC
