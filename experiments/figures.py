@@ -38,6 +38,12 @@ COLOURS = {
     "FISOR": "#0f766e",
     "PRDC": "#7b5ea7",
     "OGSRL": "#9b2226",
+    "BC": "#b5179e",
+    "BC-Safe": "#f3a712",
+    "TD3BC": "#e07a5f",
+    "IQL": "#5e60ce",
+    "CPQ": "#6c8ebf",
+    "BCQLag": "#8d6e63",
 }
 PEERS = {
     "SB3-PPO": "#9a8c98",
