@@ -94,7 +94,7 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
     :param rows: of any number of environments, at least one with an evaluation
     """
     rows = sorted((row for row in rows if row.runs), key=prominence)
-    lines = {row.label: line for row, line in zip(rows, _lines(rows), strict=True)}
+    lines = {row.label: line for row, line in zip(rows, line_styles(rows), strict=True)}
     layout, columns = _layout(rows)
     with matplotlib.rc_context(STYLE):
         spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
@@ -132,7 +132,7 @@ def trust_region(rows: Sequence[Row]) -> bytes | None:
     if not drawn:
         return None
     members = [row for row, _ in drawn.values()]
-    lines = {row.label: line for row, line in zip(members, _lines(members), strict=True)}
+    lines = {row.label: line for row, line in zip(members, line_styles(members), strict=True)}
     envs = sorted({env for env, _ in drawn})
     with matplotlib.rc_context(STYLE):
         spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
@@ -183,7 +183,7 @@ def _layout(rows: Sequence[Row]) -> tuple[list[tuple[list[str], bool]], int]:
     return layout, columns
 
 
-def _lines(rows: Sequence[Row]) -> list[dict[str, Any]]:
+def line_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     """Colour by agent, dashes by the agent's variants, so that an agent looks the same in every panel."""
     others = [agent for agent in dict.fromkeys(row.agent for row in rows) if agent not in COLOURS | PEERS]
     colours = COLOURS | PEERS | {agent: OTHERS[i % len(OTHERS)] for i, agent in enumerate(others)}

@@ -14,6 +14,7 @@ import numpy as np
 
 from .figures import learning_curves, prominence, trust_region
 from .markdown import brackets, format_steps, number, ranges, table
+from .offline_figures import reward_and_cost
 from .published import Published, read_published, same_task
 from .runs import FloatArray, Row, Run, RunError, group, load_runs
 from .safe_scores import METRICS, has_safe_scores, safe_section
@@ -27,6 +28,7 @@ SUMMARY_COLUMNS = (
 FEW_SEEDS = 5
 PICTURES = {
     "curves.png": "Learning curves: IQM over seeds with 95 % bootstrap bands",
+    "reward-cost.png": "Reward and cost of what was learnt from data: large dots are means over seeds, shaded is unsafe",
     "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
 }
 
@@ -54,8 +56,8 @@ def report(
 
     :param paths: as `load_runs` takes them; of several copies of a run the one named first counts
     :param published: folder of CSV files with the numbers of papers; None takes `results/published` where it exists
-    :param out: folder to write `report.md`, `summary.csv`, `curves.png` and, where runs logged how their ratios left the
-        clip range, `trust-region.png` to; None writes nothing
+    :param out: folder to write `report.md`, `summary.csv` and :data:`PICTURES`, those that there is something to show in, to;
+        None writes nothing
     :param envs: only these environments
     :return: the report as Markdown
     :raises RunError: if there is no run, or a file is missing or damaged
@@ -66,20 +68,31 @@ def report(
     rows = sorted(group(runs), key=prominence)
     papers = read_published(published)
     comparisons = list(_comparisons(rows))
-    drawable = any(row.runs for row in rows)
-    violations = None if out is None else trust_region(rows)
-    pictures = {"curves.png": out is not None and drawable, "trust-region.png": violations is not None}
-    text = "\n".join(_document(rows, papers, comparisons, [name for name, made in pictures.items() if made]))
+    pictures = _pictures(rows) if out is not None else {}
+    text = "\n".join(_document(rows, papers, comparisons, list(pictures)))
     if out is not None:
         folder = Path(out)
         folder.mkdir(parents=True, exist_ok=True)
-        if drawable:
-            _write(folder / "curves.png", learning_curves(rows))
-        if violations is not None:
-            _write(folder / "trust-region.png", violations)
+        for name, picture in pictures.items():
+            _write(folder / name, picture)
         _write(folder / "summary.csv", _summary(rows, comparisons).encode())
         _write(folder / "report.md", text.encode())
     return text
+
+
+def _pictures(rows: Sequence[Row]) -> dict[str, bytes]:
+    """Those of :data:`PICTURES` that there is something to show in."""
+    drawable, safe = any(row.runs for row in rows), _safe(rows)
+    made = {
+        "curves.png": learning_curves(rows) if drawable else None,
+        "reward-cost.png": reward_and_cost(safe) if safe else None,
+        "trust-region.png": trust_region(rows),
+    }
+    return {name: picture for name, picture in made.items() if picture is not None}
+
+
+def _safe(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.finished and has_safe_scores(row)]
 
 
 # ------------------------------------------------------------------------------------------------ the document
@@ -107,8 +120,7 @@ def _document(
     if any(score_range(row.env) for row in rows):
         yield ""
         yield from score_section(rows, [p for p in papers if p.metric in SCORES])
-    safe = [row for row in rows if row.finished and has_safe_scores(row)]
-    if safe:
+    if safe := _safe(rows):
         yield ""
         yield from safe_section(safe, [p for p in papers if p.metric in METRICS])
     if comparisons:

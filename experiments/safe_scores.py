@@ -32,6 +32,12 @@ def normalized_cost(costs: Any, limit: float) -> Any:
     return (np.asarray(costs) + offset) / (limit + offset)
 
 
+def safe_scores(row: Row) -> tuple[FloatArray, FloatArray]:
+    """Normalised rewards and costs of the final policies, (R,) each, of a row for which :func:`has_safe_scores` holds."""
+    low, high = np.array([_references(run) for run in row.runs], np.float64).T
+    return normalized_reward(row.returns, low, high), normalized_cost(row.costs, cost_limit(row.env))
+
+
 def has_safe_scores(row: Row) -> bool:
     """Whether all runs of a row learnt from a dataset with reference returns, in an environment that reports costs."""
     return bool(row.runs) and len(row.costs) == len(row.runs) and all(map(_references, row.runs))
@@ -75,9 +81,7 @@ def _table(
     header += ["published reward / cost"] if any(cited.values()) else []
     body = []
     for row in sorted(rows, key=lambda row: row.label):
-        ends = [_references(run) for run in row.runs]
-        low, high = (np.array([end[i] for end in ends if end]) for i in (0, 1))
-        rewards, costs = normalized_reward(row.returns, low, high), normalized_cost(row.costs, cost_limit(row.env))
+        rewards, costs = safe_scores(row)
         scores.setdefault(row.label, {})[row.env] = (float(rewards.mean()), float(costs.mean()))
         cells = [row.label, str(len(row.runs)), format_steps(row.steps), *_cells(rewards), *_cells(costs)]
         cells += ["yes" if costs.mean() <= 1.0 else "**no**", number(row.costs.mean())]

@@ -11,6 +11,7 @@ import gymnasium as gym
 import h5py
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from tests.kit.offline import OneStep, random_dataset
 from tether.envs import OfflineDataset, load_dataset
@@ -290,6 +291,8 @@ def test_a_study_collects_trains_and_reports(tether, tmp_path):
     assert "### PointRobot-v0, cost limit 5" in report
     (row,) = [line for line in report.split("cost limit 5")[1].splitlines() if line.startswith("| FISOR ")]
     assert row.count("|") == 10
+    assert "](reward-cost.png)" in report
+    assert imread(tmp_path / "report" / "reward-cost.png").shape[2] == 4
 
 
 def test_studies_without_data_are_refused(tether, tmp_path):
