@@ -369,3 +369,21 @@ def test_datasets_in_memory_serve_too():
     forms = (arrays, SimpleNamespace(**arrays), OfflineDataset(**arrays))
     weights = [everything(BC(seed=0, device="cpu", batch_size=16).learn_offline(form, 3)) for form in forms]
     assert difference(weights[0], weights[1]) == difference(weights[0], weights[2]) == 0.0
+
+
+def test_other_numbers_of_candidates_are_compared(data, tether, tmp_path, monkeypatch, capsys):
+    from tether.experiments import candidates
+
+    assert tether(*run_words(data, tmp_path, agent="FISOR", hp=TINY_FISOR, steps=30)).code == 0
+    assert tether(*run_words(data, tmp_path, agent="BC", hp=TINY, steps=30)).code == 0
+    runs = [tmp_path / "PointRobot-v0" / agent / "seed-0" for agent in ("FISOR", "BC")]
+    words = ["candidates", str(runs[0]), "--counts", "1", "2", "--episodes", "1", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", words)
+    candidates.main()
+    (row,) = [line for line in (tmp_path / "candidates.md").read_text().splitlines() if line.startswith("| PointRobot-v0 ")]
+    assert row.count("|") == 7
+    scores = candidates.candidates([runs[0]], [1, 2], 1)
+    assert scores == candidates.candidates([runs[0]], [1, 2], 1)  # the same states, the same draws
+    monkeypatch.setattr("sys.argv", ["candidates", str(runs[1])])
+    with pytest.raises(SystemExit, match="a BC, which chooses among no candidates"):
+        candidates.main()
