@@ -104,7 +104,7 @@ def _add_study(commands: Any) -> None:
     p.add_argument("file", type=Path, metavar="STUDY.yaml")
     p.add_argument("--engine", choices=("local", "ray"), default="local")
     p.add_argument("--jobs", type=_whole, metavar="N", help="runs at a time (default: one per core)")
-    p.add_argument("--out", type=Path, default=Path("results/runs"), metavar="DIR")
+    p.add_argument("--out", type=Path, default=Path("results/runs"), metavar="DIR", help="a folder of the study is made there")
     p.add_argument("--measured", type=Path, default=Path("results/measured"), metavar="DIR", help="where finished runs go")
     p.set_defaults(run=_study)
 

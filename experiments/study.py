@@ -118,14 +118,14 @@ class Study:
     def jobs(self, runs: Path) -> Iterator[Job]:
         """All runs, seed by seed, so that an interrupted study is complete for its first seeds.
 
-        :param runs: folder below which the run folders lie
+        :param runs: folder below which the study's own lies, with its run folders: two studies may train the same agent
         """
         for seed in self.seeds:
             for env in self.envs:
                 for agent in self.agents:
                     yield Job(self, RunConfig(
                         agent, env, self.steps, seed, self.n_envs, self.backend, self.env_kwargs, self.hp.get(agent, {}),
-                        eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs,
+                        eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs / self.name,
                         dataset=str(self.dataset(env, runs)) if agent in OFFLINE else None,
                     ))  # fmt: skip
 

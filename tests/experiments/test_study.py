@@ -100,7 +100,7 @@ class TestRead:
             for agent in ("MDPO", "PPO")
         ]
         assert jobs[2].exported(Path("m")) == Path("m/tiny/dm_control--cheetah-run-v0/MDPO/seed-3.csv")
-        assert jobs[2].config.folder == tmp_path / "dm_control--cheetah-run-v0/MDPO/seed-3"
+        assert jobs[2].config.folder == tmp_path / "tiny/dm_control--cheetah-run-v0/MDPO/seed-3"
 
     def test_command_means_the_same_configuration(self, write, tmp_path: Path) -> None:
         policy_kwargs = {"net_arch": [8], "activation_fn": "ReLU"}
@@ -172,14 +172,14 @@ class TestRun:
         assert code == 1
         assert "study tiny: 2 runs, 0 done before" in out
         assert "finished  MDPO CartPole-v1 seed 0 in" in out
-        log = tmp_path / "runs/CartPole-v1/SAC/seed-0/log.txt"
+        log = tmp_path / "runs/tiny/CartPole-v1/SAC/seed-0/log.txt"
         assert f"FAILED    SAC CartPole-v1 seed 0 (exit code 2); its log: {log}" in out
         assert "tether: SAC cannot be built for CartPole-v1" in log.read_text()
         assert [p.name for p in log.parent.iterdir()] == ["log.txt"]
-        assert "64 steps in" in (tmp_path / "runs" / RUN / "log.txt").read_text()
+        assert "64 steps in" in (tmp_path / "runs" / "tiny" / RUN / "log.txt").read_text()
 
         exported = tmp_path / "measured/tiny" / RUN.with_suffix(".csv")
-        assert exported.read_bytes() == (tmp_path / "runs" / RUN / "evaluations.csv").read_bytes()
+        assert exported.read_bytes() == (tmp_path / "runs" / "tiny" / RUN / "evaluations.csv").read_bytes()
         assert rows(exported)[-1]["timesteps"] == "64"
         manifest = json.loads(exported.with_suffix(".json").read_text())
         assert (manifest["study"], manifest["status"], manifest["agent"]) == ("tiny", "finished", "MDPO")
@@ -203,6 +203,12 @@ class TestRun:
         assert len(in_process) == 2
         assert not (tmp_path / "runs").exists()
 
+    def test_two_studies_of_one_agent(self, write, start, in_process) -> None:
+        """Their runs lie apart: the second is not refused for what the first asked for."""
+        assert start(write()).code == 0
+        assert start(write(name="other", eval_every=32)).code == 0
+        assert len(in_process) == 2
+
     def test_each_run_is_exported_when_it_ends(self, write, start, in_process, tmp_path: Path, monkeypatch) -> None:
         """The second run is killed with the study; the first one's results are there."""
         exported = tmp_path / "measured/tiny" / RUN.with_suffix(".csv")
@@ -225,7 +231,7 @@ class TestRun:
         assert not (tmp_path / "measured").exists()
         code, out, _ = start(path, "--jobs", 9)
         assert code == 0
-        assert f"continuing {tmp_path / 'runs' / RUN} at step 100 of 128" in out
+        assert f"continuing {tmp_path / 'runs' / 'tiny' / RUN} at step 100 of 128" in out
         assert rows(tmp_path / "measured/tiny" / RUN.with_suffix(".csv"))[-1]["timesteps"] == "128"
 
     def test_finished_but_not_exported(self, write, start, in_process, tmp_path: Path) -> None:
