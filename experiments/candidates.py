@@ -1,12 +1,11 @@
 """What taking the safest of N candidates costs FISOR: trained runs, evaluated again with other N.
 
-    python -m tether.experiments.candidates results/runs/*/FISOR/seed-* --out results/measured/fisor
+    python -m tether.experiments.candidates results/runs/fisor/*/FISOR/seed-* --episodes 10 --out results/measured/fisor
 """
 
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -49,12 +48,13 @@ def candidates(runs: Sequence[Path], counts: Sequence[int], episodes: int, seed:
     return scores
 
 
-def markdown(scores: Scores, episodes: int, command: str) -> Iterator[str]:
+def markdown(scores: Scores, episodes: int) -> Iterator[str]:
     """The table, means over runs."""
     counts = sorted({n for _, n in scores})
     yield "# The safest of N"
     yield ""
-    yield f"`{command}`: mean return and cost of {episodes} episodes a run, means over runs."
+    words = f"--counts {' '.join(map(str, counts))} --episodes {episodes}"
+    yield f"`python -m tether.experiments.candidates RUNS {words}`: mean return and cost of a run's episodes, means over runs."
     yield ""
     header = ["environment", "runs", *(f"return, N = {n}" for n in counts), *(f"cost, N = {n}" for n in counts)]
     body = []
@@ -76,8 +76,7 @@ def main() -> None:
         scores = candidates(args.runs, args.counts, args.episodes)
     except UsageError as error:
         sys.exit(str(error))
-    command = shlex.join(["python", "-m", "tether.experiments.candidates", *sys.argv[1:]])
-    text = "\n".join(markdown(scores, args.episodes, command)) + "\n"
+    text = "\n".join(markdown(scores, args.episodes)) + "\n"
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)
