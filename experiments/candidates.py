@@ -29,8 +29,10 @@ def candidates(runs: Sequence[Path], counts: Sequence[int], episodes: int, seed:
     :param runs: folders of runs of FISOR, or its models
     :param counts: N, from 1 on; 1 is the diffusion policy itself
     :param episodes: of each evaluation; all evaluations start from the same states
-    :raises UsageError: for an agent that chooses among no candidates, or an environment without costs
+    :raises UsageError: for N below 1, an agent that chooses among no candidates, or an environment without costs
     """
+    if min(counts) < 1:
+        raise UsageError(f"Candidates are 1 or more, not {min(counts)}.")
     scores: Scores = defaultdict(list)
     for run in runs:
         trained = load_trained(run)

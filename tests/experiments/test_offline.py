@@ -17,6 +17,7 @@ from tests.kit.offline import OneStep, random_dataset
 from tether.envs import OfflineDataset, load_dataset
 from tether.envs.datasets import dsrl
 from tether.experiments.behaviours import PENALTY, penalised
+from tether.experiments.errors import UsageError
 from tether.experiments.presets import preset
 from tether.experiments.safe_scores import cost_limit, normalized_cost, normalized_reward
 
@@ -371,7 +372,7 @@ def test_datasets_in_memory_serve_too():
     assert difference(weights[0], weights[1]) == difference(weights[0], weights[2]) == 0.0
 
 
-def test_other_numbers_of_candidates_are_compared(data, tether, tmp_path, monkeypatch, capsys):
+def test_other_numbers_of_candidates_are_compared(data, tether, tmp_path, monkeypatch):
     from tether.experiments import candidates
 
     assert tether(*run_words(data, tmp_path, agent="FISOR", hp=TINY_FISOR, steps=30)).code == 0
@@ -384,6 +385,8 @@ def test_other_numbers_of_candidates_are_compared(data, tether, tmp_path, monkey
     assert row.count("|") == 7
     scores = candidates.candidates([runs[0]], [1, 2], 1)
     assert scores == candidates.candidates([runs[0]], [1, 2], 1)  # the same states, the same draws
+    with pytest.raises(UsageError, match="Candidates are 1 or more, not 0"):
+        candidates.candidates([runs[0]], [0], 1)
     monkeypatch.setattr("sys.argv", ["candidates", str(runs[1])])
     with pytest.raises(SystemExit, match="a BC, which chooses among no candidates"):
         candidates.main()
