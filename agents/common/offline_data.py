@@ -26,6 +26,8 @@ class OfflineData:
     ``rewards`` (N,), ``next_observations`` (N, o), ``terminals`` (N,); where there are, ``timeouts`` (N,), ``costs`` (N,)
     or (N, m), ``constraint_values`` (N,), and ``meta``, a mapping. ``tether.envs.datasets`` reads them from files.
 
+    ``cost_columns`` is (N, m), ``costs`` (N,) the sum of its columns; both are None where there are no costs.
+
     :raises DataError: for what is missing, not as long, not a vector or not finite, naming the array and the row
     """
 
@@ -58,7 +60,9 @@ class OfflineData:
         self.actions, self.rewards = tensors["actions"], tensors["rewards"].reshape(-1)
         self.terminals = tensors["terminals"].reshape(-1)
         self.timeouts = tensors.get("timeouts", th.zeros_like(self.terminals)).reshape(-1)
-        self.costs = _total(tensors.get("costs"))
+        columns = tensors.get("costs")
+        self.cost_columns = None if columns is None else columns.reshape(length, -1)
+        self.costs = None if self.cost_columns is None else self.cost_columns.sum(1)
         signed = tensors.get("constraint_values")
         self.constraint_values = None if signed is None else signed.reshape(-1)
 
@@ -116,10 +120,6 @@ def _tensor(array: Any) -> th.Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")  # nor is it written to
         return th.from_numpy(np.ascontiguousarray(array, np.float32))
-
-
-def _total(costs: th.Tensor | None) -> th.Tensor | None:
-    return None if costs is None else costs.reshape(len(costs), -1).sum(1)
 
 
 def _refuse(name: str, values: th.Tensor, wrong: th.Tensor, complaint: str, advice: str) -> None:

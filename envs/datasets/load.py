@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import d4rl, dsrl, minari, ogbench, robomimic
+from . import d4rl, dsrl, mimic, minari, ogbench, robomimic
 from .cache import cache_folder
 from .dataset import DatasetError, OfflineDataset
 from .download import download
@@ -22,6 +22,7 @@ _READERS: dict[str, Callable[..., OfflineDataset]] = {
     "minari": minari.read,
     "ogbench": ogbench.read,
     "robomimic": robomimic.read,
+    "mimic": mimic.read,
 }
 
 
@@ -31,10 +32,10 @@ def load_dataset(
     """Load offline data.
 
     :param source: a file, a folder, or a name of `list_datasets`, which is downloaded once from where its makers keep it
-    :param format: ``dsrl``, ``d4rl``, ``minari``, ``ogbench`` or ``robomimic``; by default told from the content
+    :param format: ``dsrl``, ``d4rl``, ``minari``, ``ogbench``, ``robomimic`` or ``mimic``; by default told from the content
     :param sha256: what the file must have; a download that has another is removed
-    :param kwargs: the reader's own arguments, as ``clip_actions`` (dsrl, d4rl) or ``keys`` (robomimic)
-    :return: memory-mapped from the cache, with ``meta["source"]`` and ``meta["sha256"]``
+    :param kwargs: the reader's own arguments, as ``clip_actions`` (dsrl, d4rl), ``keys`` (robomimic) or ``reward`` (mimic)
+    :return: memory-mapped from the cache, but mimic in memory, with ``meta["source"]`` and ``meta["sha256"]``
     :raises DatasetError: in one sentence that names what is wrong and what to do
     """
     if format is not None and format not in _READERS:
@@ -65,6 +66,10 @@ def _recognised(path: Path) -> str:
         raise DatasetError(f"{path} is a folder without Minari's metadata.json: give the file itself, or Minari's folder.")
     if zipfile.is_zipfile(path) or path.suffix == ".npz":
         return "ogbench"
+    if path.suffix.lower() == ".csv":
+        if {"traj", "step", "o:gender"} <= set(mimic.header(path)):
+            return "mimic"
+        raise DatasetError(f"{path} has not all of the columns traj, step and o:gender: use a raw table of mimic_sepsis.")
     with open_hdf5(path) as file:
         keys = set(file)
     if "data" in keys:
@@ -106,7 +111,7 @@ def _downloaded(format: str, url: str, sha256: str | None) -> Path:
 
 
 def _unknown(name: str) -> str:
-    if os.sep in name and Path(name).suffix in (".hdf5", ".h5", ".npz"):
+    if os.sep in name and Path(name).suffix in (".hdf5", ".h5", ".npz", ".csv"):
         return f"There is no file {name}: correct the path."
     known = [key for keys in list_datasets().values() for key in keys] + [task.file for task in TASKS.values()]
     near = difflib.get_close_matches(name, known, n=1)

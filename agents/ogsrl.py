@@ -1,0 +1,545 @@
+"""OGSRL: offline guarded safe RL for treatment (Yan et al., NeurIPS 2025, arXiv 2505.16242).
+
+Constrained policy optimisation in a world made of the data alone, where staying within the data is a constraint beside
+those of safety (section 4):
+    max_pi V_r(rho_0)   subject to   V_{c_j}(rho_0) <= cbar_j,   V_ghat(rho_0) <= cbar_g,
+with ghat(s, a) = 1 where the guardian finds (s, a) outside the data.
+
+The authors' released code differs, so that its constraint never binds: its violation is always -cbar, and costs have the
+wrong sign. Followed is the paper. What only the code says (network sizes, step sizes, the penalty of ``absorb``) is taken
+from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from torch import nn
+
+from .common.advantages import generalized_advantage
+from .common.batched import BatchedMLP, torch_default
+from .common.batched_gaussian import BatchedGaussian
+from .common.conjugate_gradient import conjugate_gradient
+from .common.constrained_step import constrained_step
+from .common.finite import NonFiniteError
+from .common.guardian import KernelGuardian
+from .common.min_max import MinMax
+from .common.nearest_model import NearestModel
+from .common.offline import Batch, Draw, OfflineAgent, require_at_least
+from .common.offline_data import DataError, OfflineData
+from .common.offline_policy import OfflinePolicy
+from .common.sublevel_set import SublevelSet
+
+FROZEN_REWARD = -25.0  # of every step from the first one outside on, with mode="absorb"
+BACKTRACK, HALVINGS = 0.8, 30
+METHODS = ("dual", "lagrangian")
+MODES = ("constraint", "absorb")
+GUARDIANS = ("kernel", "polynomial")
+DYNAMICS = ("nearest", "density")
+
+
+class OGSRLPolicy(OfflinePolicy):
+    """A Gaussian with tanh networks, not squashed, and as many values as there are signals: of reward, costs, ghat.
+
+    Inside, observations and actions are scaled to [-1, 1] by the data's minima and maxima.
+
+    :param net_arch: hidden units of all networks
+    :param log_std: of the Gaussian, at first
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Box,
+        action_space: spaces.Box,
+        lr_schedule: Schedule | None = None,
+        seeds: int = 1,
+        net_arch: tuple[int, ...] = (128, 128),
+        log_std: float = -0.5,
+        constraints: int = 0,
+    ) -> None:
+        super().__init__(
+            observation_space, action_space, lr_schedule, seeds, net_arch=net_arch, log_std=log_std, constraints=constraints
+        )
+        self.actor = BatchedGaussian(seeds, self.obs_dim, self.action_dim, net_arch, log_std)
+        self.signals = 1 + constraints
+        self.values = BatchedMLP(seeds * self.signals, self.obs_dim, net_arch, 1, nn.Tanh, torch_default)
+        # Lagrange multipliers, of optimizer="lagrangian"; of "dual" those of the latest step.
+        self.nu = nn.Parameter(th.zeros(seeds, constraints), requires_grad=False)
+        self.register_buffer("action_middle", th.zeros(self.action_dim))
+        self.register_buffer("action_half", th.ones(self.action_dim))
+
+    def value(self, observations: th.Tensor) -> th.Tensor:
+        """V of every signal at scaled observations: (S, B, o) to (S, K, B)."""
+        seeds, size, width = observations.shape
+        repeated = observations.unsqueeze(1).expand(seeds, self.signals, size, width).reshape(-1, size, width)
+        return self.values(repeated).view(seeds, self.signals, size)
+
+    def act(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
+        """The mean or a sample, in the data's units and clipped to [-1, 1]: (S, B, d)."""
+        mean, log_std = self.actor(observations)
+        scaled = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
+        return (self.action_middle + self.action_half * scaled).clamp(-1.0, 1.0)
+
+
+class Rollout(NamedTuple):
+    """Imagined episodes of T steps, E for each of S seeds; K signals: the reward, the costs, ghat.
+
+    :param observations: (T + 1, S, E, o), scaled
+    :param actions: (T, S, E, d), scaled
+    :param signals: (T, S, E, K)
+    :param alive: (T, S, E) bool, the episode has not ended before this step
+    :param ends: (T, S, E) bool, it ends with this step
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    signals: th.Tensor
+    alive: th.Tensor
+    ends: th.Tensor
+
+
+class OGSRL(OfflineAgent):
+    """Guarded, model-based, constrained policy optimisation (the paper's GMB-CPO) and what it is compared with.
+
+    A gradient step of :meth:`learn_offline` is one iteration: ``n_episodes`` imagined episodes, one step of the policy,
+    ``value_steps`` steps of the values. The dataset is the training set: scaler, guardian and world are made of it alone.
+
+    :param policy: MlpPolicy or a class derived from :class:`OGSRLPolicy`
+    :param env: gives the spaces; None takes them from the dataset
+    :param learning_rate: of the values' Adam
+    :param n_episodes: imagined episodes of an iteration, from states in which recorded episodes begin
+    :param horizon: their steps, at most
+    :param gamma: discount, of the constraints too
+    :param gae_lambda: of the advantages
+    :param kl: bound of a policy step, in KL(old || new), mean over steps
+    :param damping: added to the Fisher matrix. The authors' is 1, which makes steps far shorter than ``kl`` allows
+    :param cg_iterations: of conjugate gradients
+    :param value_steps: of Adam, on all imagined steps at once
+    :param constrained: whether the dataset's costs are constraints ("CPO"); else they are not looked at ("TRPO")
+    :param cost_limits: cbar of the discounted cost of an episode: one number for all, or one for each column of ``costs``;
+        None: what the data's own episodes cost
+    :param guarded: whether leaving the data is a constraint ("G")
+    :param ood_limit: cbar_g, of the discounted number of steps outside; None: ``alpha`` of the data's own steps
+    :param mode: ``constraint`` is the paper's. In ``absorb``, as in the released code, an episode that leaves the data
+        stays where it is, and each step from there on has the reward -25 and the cost 1
+    :param method: ``dual`` solves for the step under all constraints; ``lagrangian`` takes a step of TRPO on reward and
+        costs weighted with multipliers nu <- clip(nu + eta (J_C - cbar), 0, nu_max)
+    :param multiplier_rate: eta
+    :param multiplier_max: nu_max
+    :param guardian: ``kernel`` density, or the theory's ``polynomial`` sublevel set
+    :param alpha: share of the data that the guardian leaves outside
+    :param bandwidth: of the kernel density; None: Scott's rule
+    :param degree: of the polynomial's monomials
+    :param dynamics: ``nearest`` recorded transition, or one drawn by kernel ``density``
+    :param seeds: agents side by side
+    :param tensorboard_log: folder of TensorBoard logs
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of everything random
+    :param device: "auto" is the GPU where there is one
+    :param _init_setup_model: build the networks as soon as the number of costs is known, from the dataset
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": OGSRLPolicy}
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "absorb": {"mode": "absorb"},
+        "gmb-trpo": {"constrained": False},
+        "mb-cpo": {"guarded": False},
+        "mb-trpo": {"guarded": False, "constrained": False},
+    }
+    OPTIMIZERS = ("value_optimizer",)
+    policy: OGSRLPolicy
+
+    def __init__(
+        self,
+        policy: str | type[OGSRLPolicy] = "MlpPolicy",
+        env: GymEnv | str | None = None,
+        learning_rate: float | Schedule = 1e-3,
+        n_episodes: int = 32,
+        horizon: int = 20,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        kl: float = 0.01,
+        damping: float = 0.1,
+        cg_iterations: int = 10,
+        value_steps: int = 2,
+        constrained: bool = True,
+        cost_limits: float | Sequence[float] | None = None,
+        guarded: bool = True,
+        ood_limit: float | None = None,
+        mode: str = "constraint",
+        method: str = "dual",
+        multiplier_rate: float = 0.1,
+        multiplier_max: float = 100.0,
+        guardian: str = "kernel",
+        alpha: float = 0.05,
+        bandwidth: float | None = None,
+        degree: int = 2,
+        dynamics: str = "nearest",
+        seeds: int = 1,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        require_at_least(1, n_episodes=n_episodes, horizon=horizon, cg_iterations=cg_iterations, degree=degree)
+        require_at_least(0, damping=damping, value_steps=value_steps, multiplier_rate=multiplier_rate)
+        for name, value, known in (
+            ("mode", mode, MODES), ("method", method, METHODS), ("guardian", guardian, GUARDIANS),
+            ("dynamics", dynamics, DYNAMICS),
+        ):  # fmt: skip
+            if value not in known:
+                raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}.")
+        if not kl > 0.0 or not 0.0 < alpha < 1.0 or not 0.0 <= gae_lambda <= 1.0:
+            raise ValueError(f"kl is above 0, alpha in (0, 1), gae_lambda in [0, 1], not {kl}, {alpha} and {gae_lambda}.")
+        super().__init__(
+            policy, env, learning_rate, n_episodes * horizon, gamma, 1.0, seeds, tensorboard_log, policy_kwargs, verbose,
+            seed, device,
+        )  # fmt: skip
+        self.n_episodes, self.horizon, self.gae_lambda = n_episodes, horizon, gae_lambda
+        self.kl, self.damping, self.cg_iterations, self.value_steps = kl, damping, cg_iterations, value_steps
+        self.constrained, self.cost_limits, self.guarded, self.ood_limit = constrained, cost_limits, guarded, ood_limit
+        self.mode, self.method = mode, method
+        self.multiplier_rate, self.multiplier_max = multiplier_rate, multiplier_max
+        self.guardian, self.alpha, self.bandwidth, self.degree = guardian, alpha, bandwidth, degree
+        self.dynamics = dynamics
+        self.constraint_names: list[str] | None = None  # of the dataset, once there is one
+        self._world: World | None = None
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        """Build the networks; this waits for the dataset, which knows the number of costs."""
+        if self.constraint_names is not None:
+            self.policy_kwargs = {**self.policy_kwargs, "constraints": len(self.constraint_names)}
+            super()._setup_model()
+
+    def _make_optimizers(self) -> None:
+        self.value_optimizer = self._adam(self.policy.values.parameters())
+
+    # ------------------------------------------------------------------ the data
+
+    def _take_data(self, data: OfflineData) -> None:
+        names = self._constraints_of(data)
+        if self.constraint_names not in (None, names):
+            raise DataError(f"The dataset's constraints are {names}, and the agent's {self.constraint_names}.")
+        before, self.constraint_names = self.constraint_names, names
+        try:
+            if before is None and hasattr(self, "observation_space"):
+                self._setup_model()
+            super()._take_data(data)
+        except ValueError:
+            self.constraint_names = before
+            if before is None:
+                vars(self).pop("policy", None)
+            raise
+
+    def _constraints_of(self, data: OfflineData) -> list[str]:
+        """Names of the constraints, in the order of the signals after the reward."""
+        names: list[str] = []
+        if self.constrained:
+            if data.cost_columns is None:
+                raise DataError("The dataset has no 'costs' to constrain: give some, or take constrained=False.")
+            count = data.cost_columns.shape[1]
+            names += data.meta.get("cost_names") or (["cost"] if count == 1 else [f"cost_{j}" for j in range(count)])
+        return [*map(str, names), *(["ood"] if self.guarded and self.mode == "constraint" else [])]
+
+    def _prepare(self, data: OfflineData) -> Batch:
+        """The world, and the states in which its episodes begin."""
+        pairs = th.cat([data.observations, data.actions], 1)
+        scale, split = MinMax.of(pairs), data.observations.shape[1]
+        self.policy.obs_mean.copy_(scale.middle[:split])
+        self.policy.obs_std.copy_(scale.half[:split])
+        self.policy.action_middle.copy_(scale.middle[split:])
+        self.policy.action_half.copy_(scale.half[split:])
+        self._world = World(self, data, pairs, scale)
+        self._limits = self._limits_of(data)
+        begins = data.ends.roll(1)
+        return {"observations": self.policy.normalized(data.observations[begins])}
+
+    def _limits_of(self, data: OfflineData) -> th.Tensor:
+        """cbar of every constraint, (m,): as given, or what the data's own episodes have within the horizon."""
+        steps = _steps_of(data)
+        weight = th.where(steps < self.horizon, self.gamma ** steps.double(), 0.0)
+
+        def mean(values: th.Tensor) -> float:
+            return float(data.per_episode(values.double() * weight).mean())
+
+        limits: list[float] = []
+        if self.constrained:
+            assert data.cost_columns is not None
+            limits = [mean(column) for column in data.cost_columns.T]
+            if self.cost_limits is not None:
+                given = np.broadcast_to(np.asarray(self.cost_limits, np.float64).reshape(-1), len(limits))  # type: ignore[arg-type]
+                limits = given.tolist()
+        if self.constraint_names and self.constraint_names[-1:] == ["ood"]:
+            limits.append(self.alpha * mean(th.ones_like(steps)) if self.ood_limit is None else self.ood_limit)
+        return th.tensor(limits, dtype=th.float32, device=self.device)
+
+    # ------------------------------------------------------------------ imagination
+
+    @th.no_grad()
+    def imagine(self, starts: th.Tensor) -> Rollout:
+        """Episodes of the policy in the world; what comes after an episode's end is not alive and has no signal.
+
+        :param starts: (S, E, o), scaled
+        """
+        assert self._world is not None
+        observations, actions, signals, alive, ends = [starts], [], [], [], []
+        going = th.ones(starts.shape[:2], dtype=th.bool, device=starts.device)
+        frozen = th.zeros_like(going)
+        for _ in range(self.horizon):
+            state = observations[-1]
+            mean, log_std = self.policy.actor(state)
+            action = mean + log_std.exp() * th.randn_like(mean)
+            if self.mode == "absorb" and actions:
+                action = th.where(frozen.unsqueeze(2), actions[-1], action)
+            following, values, outside, end = self._world.step(state, action)
+            if self.mode == "absorb":
+                frozen = frozen | (outside & going)
+                following = th.where(frozen.unsqueeze(2), state, following)
+                values = th.where(frozen.unsqueeze(2), self._world.frozen, values)
+                end = end & ~frozen
+            observations.append(following)
+            actions.append(action)
+            signals.append(values * going.unsqueeze(2))
+            alive.append(going)
+            ends.append(end & going)
+            going = going & ~end
+        return Rollout(*map(th.stack, (observations, actions, signals, alive, ends)))
+
+    def advantages(self, rollout: Rollout) -> tuple[th.Tensor, th.Tensor]:
+        """GAE of every signal, and A + V, what its value should have been: (T, S, E, K) each.
+
+        An end gives no bootstrap, the horizon bootstraps with the value of the state reached.
+        """
+        steps, seeds, episodes, count = rollout.signals.shape
+        with th.no_grad():
+            values = self.policy.value(_by_seed(rollout.observations))
+        values = values.view(seeds, count, steps + 1, episodes).permute(2, 0, 3, 1)
+        ends = rollout.ends.unsqueeze(3).expand_as(rollout.signals)
+        found = generalized_advantage(
+            rollout.signals.flatten(1), values.flatten(1), ends.flatten(1), self.gamma, self.gae_lambda
+        ).view_as(rollout.signals)
+        return found, found + values[:-1]
+
+    def expected(self, rollout: Rollout) -> th.Tensor:
+        """J of every signal, mean over episodes of sum_t gamma^t signal_t: (S, K)."""
+        return (rollout.signals * self._discounts(rollout)).sum(0).mean(1)
+
+    def _discounts(self, rollout: Rollout) -> th.Tensor:
+        """gamma^t, (T, 1, 1, 1)."""
+        steps = th.arange(len(rollout.signals), device=self.device, dtype=th.float32)
+        return (self.gamma**steps)[:, None, None, None]
+
+    # ------------------------------------------------------------------ the policy's step
+
+    def surrogate_weights(self, rollout: Rollout, advantages: th.Tensor) -> th.Tensor:
+        """What ratios are multiplied with to give the K surrogates, (S, K, T E).
+
+        Of the loss, -E_steps[ ratio A_r ] with A_r standardised over steps; of constraint j, in the unit of its J,
+        1/E sum_{e, t} gamma^t ratio A_j.
+        """
+        alive = rollout.alive.unsqueeze(3)
+        count = alive.sum((0, 2), keepdim=True)
+        mean = (advantages * alive).sum((0, 2), keepdim=True) / count
+        spread = (((advantages - mean) * alive).square().sum((0, 2), keepdim=True) / count).sqrt()
+        loss = -((advantages - mean) / (spread + 1e-8) / count)[..., :1]
+        others = advantages[..., 1:] * self._discounts(rollout) / self.n_episodes
+        return _by_seed(th.cat([loss, others], 3) * alive).mT
+
+    def improve(self, rollout: Rollout, advantages: th.Tensor) -> dict[str, th.Tensor]:
+        """One step of the policy under the constraints, found on a line from the solution of the linearised problem."""
+        actor, observations, actions = self.policy.actor, _by_seed(rollout.observations[:-1]), _by_seed(rollout.actions)
+        weights, alive = self.surrogate_weights(rollout, advantages), _by_seed(rollout.alive.unsqueeze(3)).squeeze(2)
+        alive = alive / alive.sum(1, keepdim=True)
+        with th.no_grad():
+            before = actor.log_prob(observations, actions)
+            mean, log_std = (part.clone() for part in actor(observations))
+
+        def surrogates() -> th.Tensor:
+            ratio = (actor.log_prob(observations, actions) - before).exp()
+            return (weights * ratio.unsqueeze(1)).sum(2)
+
+        at_first = surrogates()
+        parameters = list(actor.parameters())
+        gradients = th.stack([actor.flat(th.autograd.grad(s.sum(), parameters, retain_graph=True)) for s in at_first.unbind(1)])
+        excess = self.expected(rollout)[:, 1:] - self._limits
+        if not bool(gradients.isfinite().all()):
+            raise NonFiniteError("The gradient of the policy", "look at the dataset's rewards and costs", self.num_timesteps)
+        fisher = actor.fisher_product(observations, alive)
+        step, objective, recovers = self._solve(lambda v: fisher(v) + self.damping * v, gradients, excess)
+
+        @th.no_grad()
+        def accepts() -> tuple[th.Tensor, th.Tensor]:
+            change = surrogates() - at_first.detach()
+            divergence = (actor.kl_from(mean, log_std, observations) * alive).sum(1)
+            better = ((change * objective).sum(1) < 0.0) | recovers
+            safe = th.ones_like(better)
+            if self.method == "dual":
+                safe = (excess + change[:, 1:] <= excess.clamp(min=0.0)).all(1)
+            return better & safe & (divergence <= self.kl), divergence
+
+        accepted, divergence = self._backtrack(step, accepts)
+        return {
+            "trust_region": divergence.mean(), "trust_region_bound": th.tensor(self.kl), "accepted": accepted.float().mean(),
+            "recovery": recovers.float().mean(),
+        }  # fmt: skip
+
+    @th.no_grad()
+    def _solve(
+        self, product: Any, gradients: th.Tensor, excess: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """The step (S, P), the weights of the surrogates in what has to fall (S, K), and whether it recovers (S,)."""
+        weights = th.zeros(self.seeds, len(gradients), device=self.device)
+        weights[:, 0] = 1.0
+        if self.method == "lagrangian":
+            nu = self.policy.nu.add_(self.multiplier_rate * excess).clamp_(0.0, self.multiplier_max)
+            weights[:, 1:] = nu
+            # A multiplier of 0 leaves the gradient as it is, also where the limit is infinite.
+            combined = gradients[0] + th.where(nu.T.unsqueeze(2) > 0.0, nu.T.unsqueeze(2) * gradients[1:], 0.0).sum(0)
+            solved = conjugate_gradient(product, combined.unsqueeze(0), self.cg_iterations)[0]
+            length = (combined * solved).sum(1, keepdim=True).clamp(min=1e-20)
+            return -solved * (2.0 * self.kl / length).sqrt(), weights, weights[:, 0] < 0.0
+        solved = conjugate_gradient(product, gradients, self.cg_iterations)
+        gram = th.einsum("ksp,lsp->skl", gradients.double(), solved.double())
+        gram, excesses = ((gram + gram.mT) / 2.0).cpu().numpy(), excess.double().cpu().numpy()
+        steps = [constrained_step(m[0, 0], m[0, 1:], m[1:, 1:], c, self.kl) for m, c in zip(gram, excesses, strict=True)]
+        along = np.array([[step.along_g, *step.along_b] for step in steps])
+        self.policy.nu.copy_(th.from_numpy(np.array([step.nu for step in steps])))
+        recovers = th.tensor([not step.feasible for step in steps], device=self.device)
+        coefficients = th.from_numpy(along).to(self.device, th.float32)
+        return -th.einsum("sk,ksp->sp", coefficients, solved), weights, recovers
+
+    @th.no_grad()
+    def _backtrack(self, step: th.Tensor, accepts: Any) -> tuple[th.Tensor, th.Tensor]:
+        """Take the first of 0.8^i times the step that is accepted, each seed its own; none: stay.
+
+        :return: whether one was, (S,), and KL(old || new), (S,)
+        """
+        actor, before = self.policy.actor, self.policy.actor.flat().clone()
+        accepted = th.zeros(self.seeds, dtype=th.bool, device=self.device)
+        chosen, divergence = before.clone(), th.zeros(self.seeds, device=self.device)
+        for i in range(HALVINGS):
+            candidate = before + BACKTRACK**i * step
+            actor.assign(th.where(accepted.unsqueeze(1), chosen, candidate))
+            good, of = accepts()
+            new = good & ~accepted
+            chosen = th.where(new.unsqueeze(1), candidate, chosen)
+            divergence, accepted = th.where(new, of, divergence), accepted | good
+            if bool(accepted.all()):
+                break
+        actor.assign(chosen)
+        return accepted, divergence
+
+    # ------------------------------------------------------------------ the values, and all of it
+
+    def value_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
+        """sum_k E[ (V_k(s) - (A_k + V_k)_old)^2 ], mean over the imagined steps."""
+        errors = (self.policy.value(batch["observations"]) - batch["returns"]).square() * batch["alive"]
+        loss = errors.sum() / batch["alive"].sum() * self.seeds
+        return loss, {"value_loss": loss / self.seeds}
+
+    def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
+        """One iteration."""
+        rollout = self.imagine(draw(self.n_episodes)["observations"])
+        advantages, returns = self.advantages(rollout)
+        infos = self.improve(rollout, advantages)
+        batch = {
+            "observations": _by_seed(rollout.observations[:-1]), "returns": _by_seed(returns).mT,
+            "alive": _by_seed(rollout.alive.unsqueeze(3)).mT.float(),
+        }  # fmt: skip
+        for _ in range(self.value_steps):
+            infos |= self._descend(batch, (self.value_optimizer, self.value_loss))
+        return infos | self._told(rollout)
+
+    @th.no_grad()
+    def _told(self, rollout: Rollout) -> dict[str, th.Tensor]:
+        """What the log says of the imagined episodes and the constraints."""
+        expected = self.expected(rollout).mean(0)
+        told = {"imagined/return": expected[0], "imagined/length": rollout.alive.float().sum(0).mean()}
+        for j, name in enumerate(self.constraint_names or ()):
+            told |= {f"imagined/{name}": expected[1 + j], f"limit/{name}": self._limits[j], f"nu/{name}": self.policy.nu[:, j].mean()}
+        return told | {"std": self.policy.actor.log_std.exp().mean()}
+
+    @property
+    def _updates_per_call(self) -> int:
+        return 1  # the step's dual is solved on the host
+
+    def _forget_data(self) -> None:
+        super()._forget_data()
+        self._world = None
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_world", "_limits"]
+
+
+class World:
+    """The training data as a world: guardian and recorded transitions, in the units of the agent's networks.
+
+    :param agent: whose settings it follows
+    :param pairs: (N, o + d) recorded (s, a)
+    """
+
+    def __init__(self, agent: OGSRL, data: OfflineData, pairs: th.Tensor, scale: MinMax) -> None:
+        self.scale, self.absorbs = scale, agent.mode == "absorb"
+        self.guardian: KernelGuardian | SublevelSet | None = None
+        if agent.guarded:
+            if agent.guardian == "kernel":
+                self.guardian = KernelGuardian.fit(pairs, agent.alpha, agent.bandwidth)
+            else:
+                self.guardian = SublevelSet.fit(pairs, agent.alpha, agent.degree)
+        scaled = scale.scaled(pairs)
+        density = KernelGuardian(scaled, scale, agent.bandwidth or scott(*pairs.shape)) if agent.dynamics == "density" else None
+        self.model = NearestModel(scaled, density)
+        outside = [] if self.guardian is None else [self.guardian.outside(pairs).float().unsqueeze(1)]
+        costs = [data.cost_columns] if agent.constrained and data.cost_columns is not None else []
+        self.following = agent.policy.normalized(data.next_observations)
+        self.signals = th.cat([data.rewards.unsqueeze(1), *costs], 1)
+        self.own_label = outside[0].squeeze(1) > 0.0 if outside else None
+        self.terminals = data.terminals > 0.0
+        self.frozen = th.tensor([FROZEN_REWARD] + [1.0] * len(agent.constraint_names or ()), device=pairs.device)
+
+    def step(self, states: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """What follows (S, E, o) and (S, E, d), scaled.
+
+        :return: next states, signals (S, E, K), whether the pair lies outside (S, E), whether the episode ends (S, E)
+        """
+        shape = states.shape[:2]
+        pairs = th.cat([states, actions], 2).flatten(0, 1)
+        rows = self.model.rows(pairs)
+        signals, outside = self.signals[rows], th.zeros(len(pairs), dtype=th.bool, device=pairs.device)
+        if self.guardian is not None:
+            outside = self.guardian.outside(self.scale.raw(pairs))
+            if self.absorbs:
+                assert self.own_label is not None
+                outside = outside | self.own_label[rows]
+            else:
+                signals = th.cat([signals, outside.float().unsqueeze(1)], 1)
+        end = self.terminals[rows]
+        return self.following[rows].view_as(states), signals.view(*shape, -1), outside.view(shape), end.view(shape)
+
+
+def scott(count: int, dimensions: int) -> float:
+    """Scott's bandwidth N^(-1/(n + 4))."""
+    return count ** (-1.0 / (dimensions + 4))
+
+
+def _steps_of(data: OfflineData) -> th.Tensor:
+    """(N,) the number of each row within its episode, from 0 on."""
+    rows = th.arange(len(data), device=data.rewards.device)
+    first = rows[data.ends.roll(1)]
+    return rows - first[data.episode_of]
+
+
+def _by_seed(values: th.Tensor) -> th.Tensor:
+    """(T, S, E, n) as (S, T E, n)."""
+    return values.movedim(1, 0).flatten(1, 2)
