@@ -12,12 +12,14 @@ from .common.offline_data import DataError
 from .common.plain import register
 from .common.workers import WorkerError
 from .cpq import CPQ
+from .cql import CQL
 from .fisor import FISOR
 from .hyper_ddqn import HyperDDQN
 from .hyper_ppo import HyperPPO
 from .iql import IQL
 from .mdpo import MDPO
 from .off_policy_mdpo import OffPolicyMDPO
+from .ogsrl import OGSRL
 from .ppo import PPO
 from .prdc import PRDC
 from .r2vpo import R2VPO
@@ -27,9 +29,11 @@ __all__ = [
     "BC",
     "BPO",
     "CPQ",
+    "CQL",
     "FISOR",
     "IQL",
     "MDPO",
+    "OGSRL",
     "PPO",
     "PRDC",
     "R2VPO",

@@ -28,7 +28,7 @@ from .common.batched_gaussian import BatchedGaussian
 from .common.conjugate_gradient import conjugate_gradient
 from .common.constrained_step import constrained_step
 from .common.finite import NonFiniteError
-from .common.guardian import KernelGuardian
+from .common.guardian import KernelGuardian, scott
 from .common.min_max import MinMax
 from .common.nearest_model import NearestModel
 from .common.offline import Batch, Draw, OfflineAgent, require_at_least
@@ -51,7 +51,11 @@ class OGSRLPolicy(OfflinePolicy):
 
     :param net_arch: hidden units of all networks
     :param log_std: of the Gaussian, at first
+    :param constraints: number of values beside the reward's; the agent sets it
     """
+
+    action_middle: th.Tensor
+    action_half: th.Tensor
 
     def __init__(
         self,
@@ -278,7 +282,7 @@ class OGSRL(OfflineAgent):
             assert data.cost_columns is not None
             limits = [mean(column) for column in data.cost_columns.T]
             if self.cost_limits is not None:
-                given = np.broadcast_to(np.asarray(self.cost_limits, np.float64).reshape(-1), len(limits))  # type: ignore[arg-type]
+                given = np.broadcast_to(np.asarray(self.cost_limits, np.float64).reshape(-1), len(limits))
                 limits = given.tolist()
         if self.constraint_names and self.constraint_names[-1:] == ["ood"]:
             limits.append(self.alpha * mean(th.ones_like(steps)) if self.ood_limit is None else self.ood_limit)
@@ -293,7 +297,7 @@ class OGSRL(OfflineAgent):
         :param starts: (S, E, o), scaled
         """
         assert self._world is not None
-        observations, actions, signals, alive, ends = [starts], [], [], [], []
+        observations, actions, signals, alive, ends = [starts], list[th.Tensor](), [], [], []
         going = th.ones(starts.shape[:2], dtype=th.bool, device=starts.device)
         frozen = th.zeros_like(going)
         for _ in range(self.horizon):
@@ -371,7 +375,8 @@ class OGSRL(OfflineAgent):
 
         at_first = surrogates()
         parameters = list(actor.parameters())
-        gradients = th.stack([actor.flat(th.autograd.grad(s.sum(), parameters, retain_graph=True)) for s in at_first.unbind(1)])
+        rows = [th.autograd.grad(of.sum(), parameters, retain_graph=True) for of in at_first.unbind(1)]
+        gradients = th.stack(list(map(actor.flat, rows)))
         excess = self.expected(rollout)[:, 1:] - self._limits
         if not bool(gradients.isfinite().all()):
             raise NonFiniteError("The gradient of the policy", "look at the dataset's rewards and costs", self.num_timesteps)
@@ -411,8 +416,8 @@ class OGSRL(OfflineAgent):
             return -solved * (2.0 * self.kl / length).sqrt(), weights, weights[:, 0] < 0.0
         solved = conjugate_gradient(product, gradients, self.cg_iterations)
         gram = th.einsum("ksp,lsp->skl", gradients.double(), solved.double())
-        gram, excesses = ((gram + gram.mT) / 2.0).cpu().numpy(), excess.double().cpu().numpy()
-        steps = [constrained_step(m[0, 0], m[0, 1:], m[1:, 1:], c, self.kl) for m, c in zip(gram, excesses, strict=True)]
+        problems = zip(((gram + gram.mT) / 2.0).cpu().numpy(), excess.double().cpu().numpy(), strict=True)
+        steps = [constrained_step(m[0, 0], m[0, 1:], m[1:, 1:], c, self.kl) for m, c in problems]
         along = np.array([[step.along_g, *step.along_b] for step in steps])
         self.policy.nu.copy_(th.from_numpy(np.array([step.nu for step in steps])))
         recovers = th.tensor([not step.feasible for step in steps], device=self.device)
@@ -467,7 +472,8 @@ class OGSRL(OfflineAgent):
         expected = self.expected(rollout).mean(0)
         told = {"imagined/return": expected[0], "imagined/length": rollout.alive.float().sum(0).mean()}
         for j, name in enumerate(self.constraint_names or ()):
-            told |= {f"imagined/{name}": expected[1 + j], f"limit/{name}": self._limits[j], f"nu/{name}": self.policy.nu[:, j].mean()}
+            told |= {f"imagined/{name}": expected[1 + j], f"limit/{name}": self._limits[j]}
+            told[f"nu/{name}"] = self.policy.nu[:, j].mean()
         return told | {"std": self.policy.actor.log_std.exp().mean()}
 
     @property
@@ -498,8 +504,8 @@ class World:
             else:
                 self.guardian = SublevelSet.fit(pairs, agent.alpha, agent.degree)
         scaled = scale.scaled(pairs)
-        density = KernelGuardian(scaled, scale, agent.bandwidth or scott(*pairs.shape)) if agent.dynamics == "density" else None
-        self.model = NearestModel(scaled, density)
+        bandwidth = agent.bandwidth or scott(*pairs.shape)
+        self.model = NearestModel(scaled, bandwidth if agent.dynamics == "density" else None)
         outside = [] if self.guardian is None else [self.guardian.outside(pairs).float().unsqueeze(1)]
         costs = [data.cost_columns] if agent.constrained and data.cost_columns is not None else []
         self.following = agent.policy.normalized(data.next_observations)
@@ -526,11 +532,6 @@ class World:
                 signals = th.cat([signals, outside.float().unsqueeze(1)], 1)
         end = self.terminals[rows]
         return self.following[rows].view_as(states), signals.view(*shape, -1), outside.view(shape), end.view(shape)
-
-
-def scott(count: int, dimensions: int) -> float:
-    """Scott's bandwidth N^(-1/(n + 4))."""
-    return count ** (-1.0 / (dimensions + 4))
 
 
 def _steps_of(data: OfflineData) -> th.Tensor:

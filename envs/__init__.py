@@ -6,6 +6,7 @@ import sys
 from .datasets import DatasetError, OfflineDataset, list_datasets, load_dataset
 from .make import (
     cautious_arguments,
+    clinician_of,
     collecting_arguments,
     list_envs,
     make_env,
@@ -22,6 +23,7 @@ __all__ = [
     "EnvError",
     "OfflineDataset",
     "cautious_arguments",
+    "clinician_of",
     "collecting_arguments",
     "list_datasets",
     "list_envs",

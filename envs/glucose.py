@@ -84,6 +84,7 @@ class Glucose(gym.Env):
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
+    cost_names = COST_NAMES
 
     def __init__(
         self,
@@ -250,15 +251,12 @@ class Clinician:
     """`basal_bolus` with gains that differ from episode to episode, and noise: a behaviour to collect data with.
 
     :param seed: of gains and noise
+    :param episodes: their number; each has gains of its own, uniform in [0.5, 1.5]^2
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, episodes: int) -> None:
         self.rng = np.random.default_rng(seed)
-        self.gains = np.zeros((0, 2))
-
-    def reset(self, n: int) -> None:
-        """Draw the gains of n episodes, uniform in [0.5, 1.5]^2."""
-        self.gains = self.rng.uniform(0.5, 1.5, (n, 2))
+        self.gains = self.rng.uniform(0.5, 1.5, (episodes, 2))
 
     def __call__(self, observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:
         """Actions (B, 2) float32 for observations (B, 10) of the episodes of these numbers (B,)."""

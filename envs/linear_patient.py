@@ -130,6 +130,7 @@ class LinearPatient(gym.Env):
     """
 
     metadata = {"render_modes": []}  # noqa: RUF012
+    cost_names = COST_NAMES
 
     def __init__(
         self, noise: float = NOISE, limit: float = LIMIT, max_episode_steps: int = STEPS, render_mode: str | None = None

@@ -38,7 +38,9 @@ SUITES: tuple[Suite, ...] = (
     robotics.ROBOTICS,
     robotics.META_WORLD,
     robotics.OGBENCH,
-    clinical.SUITE,
+    clinical.SEPSIS,
+    clinical.GLUCOSE,
+    clinical.LINEAR_PATIENT,
     safety.SUITE,
     bullet.SUITE,
     point_robot.SUITE,
@@ -50,7 +52,9 @@ BACKENDS = ("auto", "dummy", "subproc", "envpool")
 
 def list_envs() -> dict[str, list[str]]:
     """The ids that can be made with what is installed, by suite."""
-    suites = {suite.name: [env_id for env_id in suite.ids() if _suite_of(env_id) is suite] for suite in SUITES}
+    suites: dict[str, list[str]] = {}
+    for suite in SUITES:
+        suites.setdefault(suite.name, []).extend(env_id for env_id in suite.ids() if _suite_of(env_id) is suite)
     return {name: ids for name, ids in suites.items() if ids}
 
 
@@ -191,6 +195,11 @@ def cautious_arguments(env_id: str) -> Mapping[str, Any]:
 def scripted_behaviours(env_id: str) -> Mapping[str, Callable[[Any], Any]]:
     """Controllers that make offline data of an environment without training, by name; none for most."""
     return _suite_of(env_id).behaviours
+
+
+def clinician_of(env_id: str) -> Callable[[int, int], Callable[[Any, Any], Any]] | None:
+    """What treats the patients of an environment, see `Suite.clinician`; None elsewhere."""
+    return _suite_of(env_id).clinician
 
 
 def unseen_arguments(env_id: str) -> Mapping[str, Any] | None:

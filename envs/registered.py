@@ -14,7 +14,7 @@ from .suite import PoolTask, Suite, installed
 POOL = ("Acrobot-v1", "CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0")
 
 _FAMILIES = {"box2d": "Box2D", "classic_control": "pygame", "toy_text": "pygame"}  # and what each needs
-_OTHER_PACKAGES = ("ale_py", "gymnasium", "gymnasium_robotics", "icu_sepsis", "ogbench", "shimmy")
+_OTHER_PACKAGES = ("ale_py", "glucosim", "gymnasium", "gymnasium_robotics", "icu_sepsis", "ogbench", "shimmy")
 
 
 def _ids() -> list[str]:

@@ -53,6 +53,8 @@ class Suite:
     :param collecting: arguments under which offline data are collected, where they should cover more than training sees
     :param cautious: arguments, by id, under which policies learn to be safe, where without them they would be so nearly
     :param behaviours: controllers (observations (B, o) to actions (B, d)) that make offline data without training
+    :param clinician: a behaviour that may differ from episode to episode: from a seed and a number of episodes to the
+        function from observations (B, o) and the numbers of their episodes (B,) to actions (B, d)
     :param unseen: arguments of the environments in which generalisation is measured, where training does not see all
     """
 
@@ -67,6 +69,7 @@ class Suite:
     collecting: Mapping[str, Any] = field(default_factory=dict)
     cautious: Callable[[str], Mapping[str, Any]] = lambda env_id: {}
     behaviours: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
+    clinician: Callable[[int, int], Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None
     unseen: Mapping[str, Any] | None = None
 
 

@@ -44,14 +44,16 @@ TRAIN_STEPS = {"Velocity": 800_000, "SafetyCar": 200_000, "Safety": 250_000}
 class Behaviour:
     """A policy in a mixture.
 
-    :param model: file of a saved agent; None: it acts by ``controller``, or at random where that is None, too
+    :param model: file of a saved agent; None: it acts by ``controller`` or ``clinician``, or at random without either
     :param share: of the steps
+    :param clinician: see ``tether.envs.clinician_of``
     """
 
     name: str
     model: Path | None
     share: float
     controller: Callable[[np.ndarray], np.ndarray] | None = None
+    clinician: Callable[[int, int], Callable[[np.ndarray, np.ndarray], np.ndarray]] | None = None
 
 
 def train_steps(env_id: str) -> int:
@@ -69,8 +71,14 @@ def make_behaviours(
     :param folder: where trained behaviours are kept
     :raises UsageError: for a name that is neither
     """
-    from tether.envs import scripted_behaviours
+    from tether.envs import clinician_of, scripted_behaviours
 
+    clinician = clinician_of(env_id)
+    if clinician is not None and set(names) <= {"clinician", "random"}:
+        treated = names or ["clinician"]
+        return [
+            Behaviour(name, None, 1.0 / len(treated), clinician=clinician if name == "clinician" else None) for name in treated
+        ]
     scripted = scripted_behaviours(env_id)
     if scripted and not set(names) - set(SCRIPTED):
         return [Behaviour(name, None, SCRIPTED[name], scripted.get(name)) for name in names or SCRIPTED]

@@ -47,6 +47,7 @@ def _add_train(commands: Any) -> None:
     p.add_argument("agent", metavar="AGENT", help="see `tether list agents`")
     p.add_argument("--env", required=True, metavar="ID", help="environment id, see `tether list envs`")
     p.add_argument("--dataset", metavar="FILE", help="what offline agents learn from: a file, or a known dataset's name")
+    p.add_argument("--train-share", type=float, default=1.0, metavar="S", help="share of its episodes to learn from")
     p.add_argument(
         "--steps", type=_whole, metavar="N", help="env steps, offline gradient steps (default: the preset's, else 1,000,000)"
     )
@@ -161,6 +162,7 @@ def _train(args: argparse.Namespace) -> int:
         out=args.out,
         device=args.device,
         dataset=args.dataset,
+        train_share=args.train_share,
     )
     result = train(config, verbose=2 if args.verbose else 1, command=args.typed)
     if not result.finished:

@@ -67,7 +67,7 @@ def collect(config: CollectConfig, command: str = "") -> Path:
     shards = _shards_folder(config, kwargs, steps)
     with stoppable():
         rounds, names = _collect_rounds(config, mixture, kwargs, shards)
-    return _finish(config, rounds, names, shards, command)
+    return _finish(config, rounds, names, kwargs, shards, command)
 
 
 def _shards_folder(config: CollectConfig, kwargs: Mapping[str, Any], steps: int) -> Path:
@@ -99,7 +99,7 @@ def _collect_rounds(
     from tether.envs import make_env
 
     envs = [make_env(config.env, **kwargs) for _ in range(WIDTH)]
-    policies = {b.name: _policy(b, envs[0].action_space) for b in mixture}
+    policies = {b.name: _policy(b, envs[0].action_space) for b in mixture if b.clinician is None}
     taken = dict.fromkeys((b.name for b in mixture), 0)
     rounds: list[Round] = []
     names: list[str] = []
@@ -112,9 +112,12 @@ def _collect_rounds(
                     rounds.append(dict(file))
             else:
                 likeliest = names.count(behaviour.name) % 2 == 1  # every second round, for data without its noise
-                policy = partial(policies[behaviour.name], likeliest)
                 width = min(WIDTH, max(1, round(5 * WIDTH * behaviour.share)))
-                rounds.append(_run_round(envs[:width], policy, config.seed + 1_000_003 * (len(rounds) + 1)))
+                seed = config.seed + 1_000_003 * (len(rounds) + 1)
+                policy: Any = partial(_of_all, policies.get(behaviour.name), likeliest)
+                if behaviour.clinician is not None:
+                    policy = behaviour.clinician(seed, width)
+                rounds.append(_run_round(envs[:width], policy, seed))
                 _write_round(path, rounds[-1])
             names.append(behaviour.name)
             taken[behaviour.name] += len(rounds[-1]["rewards"])
@@ -140,6 +143,11 @@ def _policy(behaviour: Behaviour, space: Any) -> Any:
     return lambda likeliest, observations: trained.model.predict(observations, deterministic=likeliest)[0]
 
 
+def _of_all(policy: Any, likeliest: bool, observations: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    """The actions of a policy that is the same in all episodes."""
+    return policy(likeliest, observations)
+
+
 def _controlled(controller: Any, likeliest: bool, observations: np.ndarray) -> np.ndarray:
     """A controller's actions in [-1, 1], with noise unless ``likeliest``."""
     actions = controller(observations)
@@ -148,7 +156,10 @@ def _controlled(controller: Any, likeliest: bool, observations: np.ndarray) -> n
 
 
 def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
-    """One episode of each environment; everything random follows from ``seed``."""
+    """One episode of each environment; everything random follows from ``seed``.
+
+    :param policy: from observations (B, o) and the numbers of their environments (B,) to actions (B, d)
+    """
     from stable_baselines3.common.utils import set_random_seed
 
     set_random_seed(seed % 2**32)
@@ -157,11 +168,13 @@ def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
     episodes: list[list[tuple[Any, ...]]] = [[] for _ in envs]
     going = list(range(len(envs)))
     while going:
-        actions = np.clip(policy(np.stack([observations[i] for i in going])), space.low, space.high).astype(np.float32)
+        chosen = policy(np.stack([observations[i] for i in going]), np.array(going))
+        actions = np.clip(chosen, space.low, space.high).astype(np.float32)
         for i, action in zip(list(going), actions, strict=True):
             following, reward, terminated, truncated, info = envs[i].step(action)
             scaled = 2.0 * (action - space.low) / (space.high - space.low) - 1.0
-            row = (observations[i], scaled, reward, info.get("cost", 0.0), following, terminated, truncated and not terminated)
+            cost = info.get("costs", info.get("cost", 0.0))
+            row = (observations[i], scaled, reward, cost, following, terminated, truncated and not terminated)
             episodes[i].append((*row, info["constraint_value"]) if "constraint_value" in info else row)
             observations[i] = following
             if terminated or truncated:
@@ -181,19 +194,21 @@ def _write_round(path: Path, arrays: Round) -> None:
 # ---------------------------------------------------------------------- the file
 
 
-def _finish(config: CollectConfig, rounds: list[Round], names: list[str], shards: Path, command: str) -> Path:
+def _finish(
+    config: CollectConfig, rounds: list[Round], names: list[str], kwargs: Mapping[str, Any], shards: Path, command: str
+) -> Path:
     from tether.envs import OfflineDataset, make_env
     from tether.envs.datasets import dsrl
 
     arrays = {name: np.concatenate([r[name] for r in rounds]) for name in rounds[0]}
-    with closing(make_env(config.env, **config.env_kwargs)) as env:
+    with closing(make_env(config.env, **kwargs)) as env:
         space, limit = env.action_space, env.spec.max_episode_steps if env.spec else None
-    meta: dict[str, Any] = {"env_id": config.env, "max_episode_steps": limit or int(_lengths(arrays).max())}
+        several = {"cost_names": list(env.get_wrapper_attr("cost_names"))} if arrays["costs"].ndim == 2 else {}
+    meta: dict[str, Any] = {"env_id": config.env, "max_episode_steps": limit or int(_lengths(arrays).max()), **several}
     if not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):  # type: ignore[attr-defined]
         meta |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}  # type: ignore[attr-defined]
     dataset = OfflineDataset(**arrays, meta=meta)
-    returns, costs, _ = dataset.episodes()
-    assert costs is not None
+    returns, costs, _ = _episodes(dataset)
     meta |= {"reference_min_return": float(returns.min()), "reference_max_return": float(returns.max())}
     meta |= {"reference_max_cost": float(costs.max())}
     known = dsrl.task_meta(dsrl_name(config.env))
@@ -210,6 +225,13 @@ def dsrl_name(env_id: str) -> str:
     """DSRL's name of the data set of an environment, whether it has one or not."""
     task = env_id.removeprefix("Safety")
     return f"Offline{task.replace('-v', 'Gymnasium-v')}" if "Velocity" in task else f"Offline{task}"
+
+
+def _episodes(dataset: OfflineDataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return, cost (the sum of several) and length of every episode, (E,) each."""
+    returns, costs, lengths = dataset.episodes()
+    assert costs is not None
+    return returns, costs.reshape(len(costs), -1).sum(1), lengths
 
 
 def _lengths(arrays: Round) -> np.ndarray:
@@ -231,8 +253,7 @@ def _describe(
 
     from .offline_figures import coverage
 
-    returns, costs, lengths = dataset.episodes()
-    assert costs is not None
+    returns, costs, lengths = _episodes(dataset)
     counts = [int((r["terminals"] | r["timeouts"]).sum()) for r in rounds]
     of_episode = np.repeat(np.array(names), counts)
     sheet = {

@@ -19,6 +19,7 @@ from .errors import UsageError, nearest
 # Keys of a preset that the training command takes itself.
 RUN_KEYS: dict[str, Any] = {
     "policy": str, "n_envs": int, "normalize": bool, "steps": int, "noise_std": float, "deterministic": bool,
+    "env_kwargs": dict,
 }  # fmt: skip
 # Arguments of the constructor that a run sets, not a preset.
 RESERVED = {"self", "policy", "env", "tensorboard_log", "verbose", "seed", "device", "_init_setup_model"}

@@ -22,6 +22,8 @@ class RunConfig:
 
     :param agent: name in the catalogue
     :param env: environment id; offline agents are evaluated there
+    :param train_share: of the dataset's episodes, drawn by a fixed seed, that an offline agent learns from; `audit` judges
+        it on the rest
     :param dataset: for offline agents, a file, folder or name of :func:`tether.envs.load_dataset`
     :param steps: env steps, for offline agents gradient steps (None: the preset's, else a million)
     :param n_envs: parallel environments (None: the preset's, else 1)
@@ -49,6 +51,7 @@ class RunConfig:
     out: Path = Path("results/runs")
     device: str = "auto"
     dataset: str | None = None
+    train_share: float = 1.0
 
     @property
     def offline(self) -> bool:
@@ -66,6 +69,8 @@ class RunConfig:
         _require(self.offline or self.dataset is None, f"{agent} learns in its environment: leave out --dataset.")
         arguments = merge(preset(agent, self.env), self.hp)
         check_arguments(agent, arguments)
+        env_kwargs = merge(arguments.pop("env_kwargs", {}), self.env_kwargs)
+        _require(0.0 < self.train_share <= 1.0, f"--train-share lies in (0, 1], not {self.train_share}.")
         steps = arguments.get("steps", DEFAULT_STEPS) if self.steps is None else self.steps
         n_envs = arguments.get("n_envs", 1) if self.n_envs is None else self.n_envs
         eval_every = max(1, steps // 20) if self.eval_every is None else self.eval_every
@@ -79,7 +84,8 @@ class RunConfig:
         if "buffer_size" not in self.hp and "buffer_size" in inspect.signature(agent_class(agent).__init__).parameters:
             # A replay buffer never holds more than the run collects; a smaller one makes smaller checkpoints.
             arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs))
-        return replace(self, agent=agent, steps=steps, n_envs=n_envs, eval_every=eval_every), arguments
+        config = replace(self, agent=agent, steps=steps, n_envs=n_envs, eval_every=eval_every, env_kwargs=env_kwargs)
+        return config, arguments
 
     @property
     def folder(self) -> Path:
@@ -97,6 +103,8 @@ def identity_of(config: RunConfig, arguments: dict[str, Any], sha256: str | None
         values.pop(key)
     if sha256 is not None:
         values["dataset"] = sha256
+    if config.train_share == 1.0:
+        values.pop("train_share")  # as in the manifests from before it was an option
     return values | {"arguments": {k: v for k, v in arguments.items() if k not in ("n_envs", "steps")}}
 
 

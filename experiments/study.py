@@ -60,6 +60,7 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "eval_episodes": ("a whole number above 0", _is_whole),
     "env_kwargs": ("a mapping of arguments of the environments", lambda value: isinstance(value, dict)),
     "datasets": ("a mapping of environments to files, or to what of `tether collect` to set", _is_datasets),
+    "train_share": ("a number above 0, and 1 at most", lambda value: isinstance(value, float) and 0.0 < value <= 1.0),
     "hp": ("a mapping of agents to mappings of arguments", _is_mapping_of_mappings),
 }
 KEYS = tuple(KINDS)
@@ -72,6 +73,7 @@ class Study:
     :param name: of the folder below ``results/measured``
     :param seeds: how many, from 0, or the seeds themselves
     :param datasets: environment -> file, or arguments of ``tether collect``, for offline agents
+    :param train_share: of the datasets' episodes that agents learn from
     :param hp: agent -> constructor arguments that override its presets
     """
 
@@ -87,6 +89,7 @@ class Study:
     env_kwargs: dict[str, Any] = field(default_factory=dict)
     hp: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: dict[str, Any] = field(default_factory=dict)
+    train_share: float = 1.0
 
     @classmethod
     def read(cls, path: Path) -> Study:
@@ -127,6 +130,7 @@ class Study:
                         agent, env, self.steps, seed, self.n_envs, self.backend, self.env_kwargs, self.hp.get(agent, {}),
                         eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs / self.name,
                         dataset=str(self.dataset(env, runs)) if agent in OFFLINE else None,
+                        train_share=self.train_share if agent in OFFLINE else 1.0,
                     ))  # fmt: skip
 
     def dataset(self, env: str, runs: Path) -> Path | str:
@@ -199,6 +203,7 @@ class Job:
         words += ["--env-kwargs", *(f"{k}={_yaml_word(v)}" for k, v in c.env_kwargs.items())] if c.env_kwargs else []
         words += ["--n-envs", str(c.n_envs)] if c.n_envs else []
         words += ["--dataset", c.dataset] if c.dataset else []
+        words += ["--train-share", str(c.train_share)] if c.train_share != 1.0 else []
         words += ["--eval-every", str(c.eval_every)] if c.eval_every else []
         return words + (["--hp", *(f"{k}={_yaml_word(v)}" for k, v in c.hp.items())] if c.hp else [])
 

@@ -346,7 +346,10 @@ def _dataset_of(config: RunConfig) -> OfflineDataset | None:
     """What an offline agent learns from; None for the others."""
     from tether.envs import load_dataset
 
-    return None if config.dataset is None else load_dataset(config.dataset)
+    if config.dataset is None:
+        return None
+    whole = load_dataset(config.dataset)
+    return whole if config.train_share == 1.0 else whole.split((config.train_share,))[0]
 
 
 def check_environment(config: RunConfig) -> None:

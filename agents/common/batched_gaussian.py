@@ -50,8 +50,8 @@ class BatchedGaussian(nn.Module):
     def unflat(self, vector: th.Tensor) -> dict[str, th.Tensor]:
         """(..., S, P) as tensors by the names of the parameters."""
         named = dict(self.named_parameters())
-        parts = vector.split([p[0].numel() for p in named.values()], -1)
-        return {name: part.reshape(*part.shape[:-1], *p.shape[1:]) for (name, p), part in zip(named.items(), parts, strict=True)}
+        parts = zip(named.items(), vector.split([p[0].numel() for p in named.values()], -1), strict=True)
+        return {name: part.reshape(*part.shape[:-1], *p.shape[1:]) for (name, p), part in parts}
 
     @th.no_grad()
     def assign(self, vector: th.Tensor) -> None:
@@ -65,7 +65,7 @@ class BatchedGaussian(nn.Module):
     def fisher_product(self, observations: th.Tensor, weights: th.Tensor) -> Callable[[th.Tensor], th.Tensor]:
         """The function v -> F v, F the second derivative of sum_i w_i KL(old || new) at new = old.
 
-        For the mean that is sum_i w_i J_i' diag(exp(-2 log_std)) J_i with J the mean's Jacobian, for log_std it is 2 sum_i w_i.
+        For the mean that is sum_i w_i J_i' diag(exp(-2 log_std)) J_i with J its Jacobian, for log_std it is 2 sum_i w_i.
         J v goes forward through the layers and J' u back, for all v at once, with the activations of one pass.
 
         :param observations: (S, B, o)

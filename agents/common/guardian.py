@@ -36,7 +36,7 @@ class KernelGuardian:
 
     def __init__(self, references: th.Tensor, scale: MinMax, bandwidth: float, threshold: float = 0.0) -> None:
         self.references, self.scale, self.bandwidth, self.threshold = references, scale, bandwidth, threshold
-        self._float32, self._float64 = (self.right(references.to(dtype)) for dtype in (th.float32, th.float64))
+        self._float32, self._float64 = (kernel_columns(references.to(dtype)) for dtype in (th.float32, th.float64))
         self._largest = float(references.square().sum(1).max())
 
     @classmethod
@@ -50,10 +50,9 @@ class KernelGuardian:
         """
         if not 0.0 < alpha < 1.0 or (bandwidth is not None and not bandwidth > 0.0):
             raise ValueError(f"alpha lies in (0, 1) and bandwidth is above 0, not alpha={alpha} and bandwidth={bandwidth}.")
-        count, dimensions = points.shape
         scale = MinMax.of(points)
-        order = th.randperm(count, generator=th.Generator().manual_seed(0)).to(points.device)
-        guardian = cls(scale.scaled(points)[order], scale, bandwidth or count ** (-1.0 / (dimensions + 4)))
+        order = th.randperm(len(points), generator=th.Generator().manual_seed(0)).to(points.device)
+        guardian = cls(scale.scaled(points)[order], scale, bandwidth or scott(*points.shape))
         guardian.threshold = guardian._quantile(points, alpha)
         return guardian
 
@@ -96,23 +95,13 @@ class KernelGuardian:
 
     # ------------------------------------------------------------------ sums of kernels
 
-    def right(self, references: th.Tensor) -> th.Tensor:
-        """(N, n) scaled points as (n + 2, N): the product with :meth:`left` of x is -|x - y|^2 / (2 sigma^2)."""
-        squares = references.square().sum(1, keepdim=True)
-        return th.cat([references, th.ones_like(squares), squares], 1).T.contiguous()
-
-    def left(self, scaled: th.Tensor) -> th.Tensor:
-        """(B, n) scaled points as (B, n + 2)."""
-        squares = scaled.square().sum(1, keepdim=True)
-        return th.cat([scaled, -0.5 * squares, th.full_like(squares, -0.5)], 1) / self.bandwidth**2
-
     def _sums(self, scaled: th.Tensor, right: th.Tensor) -> th.Tensor:
         """sum_i exp(-|x - y_i|^2 / (2 sigma^2)), (B,): one product, one exponential and one sum for each chunk."""
         rows = min(2048, max(1, len(scaled)))
         columns = max(256, CHUNK[scaled.device.type] // rows)
         sums = [
             th.stack([(left @ part).exp_().sum(1) for part in right.split(columns, 1)]).sum(0)
-            for left in self.left(scaled).split(rows)
+            for left in kernel_rows(scaled, self.bandwidth).split(rows)
         ]
         return th.cat(sums) if sums else scaled.new_zeros(0)
 
@@ -135,3 +124,20 @@ class KernelGuardian:
         with np.load(path, allow_pickle=False) as file:
             references, middle, half = (th.from_numpy(file[name]).to(device) for name in ("references", "middle", "half"))
             return cls(references, MinMax(middle, half), float(file["bandwidth"]), float(file["threshold"]))
+
+
+def scott(count: int, dimensions: int) -> float:
+    """Scott's bandwidth N^(-1/(n + 4)) of N points in n dimensions, scaled to [-1, 1]."""
+    return count ** (-1.0 / (dimensions + 4))
+
+
+def kernel_columns(references: th.Tensor) -> th.Tensor:
+    """(N, n) scaled points y as (n + 2, N): the product with :func:`kernel_rows` of x is -|x - y|^2 / (2 sigma^2)."""
+    squares = references.square().sum(1, keepdim=True)
+    return th.cat([references, th.ones_like(squares), squares], 1).T.contiguous()
+
+
+def kernel_rows(points: th.Tensor, bandwidth: float) -> th.Tensor:
+    """(B, n) scaled points x as (B, n + 2)."""
+    squares = points.square().sum(1, keepdim=True)
+    return th.cat([points, -0.5 * squares, th.full_like(squares, -0.5)], 1) / bandwidth**2

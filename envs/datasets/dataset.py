@@ -180,6 +180,22 @@ class OfflineDataset:
         starts, stops = self.episode_starts, self.episode_ends + 1
         return self.select(np.concatenate([np.arange(starts[number], stops[number]) for number in np.asarray(numbers)]))
 
+    def split(self, shares: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple[OfflineDataset, ...]:
+        """Subsets of whole episodes that have none in common, drawn at random: by default to train, validate and test.
+
+        :param shares: of the episodes; what is left of 1 is in none of them
+        :raises DatasetError: where a share is not above 0, they add up to more than 1, or a part would be empty
+        """
+        if not all(share > 0.0 for share in shares) or sum(shares) > 1.0 + 1e-9:
+            raise self._error("shares", f"are {tuple(shares)}: give numbers above 0 that add up to 1 at most")
+        episodes = len(self.episode_ends)
+        order = np.random.default_rng(seed).permutation(episodes)
+        ends = np.rint(np.cumsum(shares) * episodes).astype(int)
+        parts = [np.sort(part) for part in np.split(order, ends)[: len(shares)]]
+        if any(not len(part) for part in parts):
+            raise self._error("shares", f"{tuple(shares)} of {episodes} episodes leave a part without any: give more episodes")
+        return tuple(self.select_episodes(part) for part in parts)
+
 
 def block_rows(array: Any) -> int:
     """How many rows of an array make a block of about four megabytes."""

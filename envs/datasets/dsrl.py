@@ -105,12 +105,12 @@ def file_name(env_id: str, dataset: OfflineDataset) -> str:
     """The name of a data set by DSRL's rule, ``Safety<Task>-v<k>-<max cost>-<trajectories>.hdf5``.
 
     :param env_id: ``Safety<Task>-v<k>``
-    :raises DatasetError: where the data have not one cost
+    :raises DatasetError: where the data have no costs; of several the sum counts
     """
     costs = dataset.episodes().costs
-    if costs is None or costs.ndim != 1:
-        raise DatasetError(f"{dataset.meta.get('source', 'The data set')}: 'costs' must be (N,) for DSRL's file name.")
-    return f"{env_id}-{math.ceil(costs.max())}-{len(costs)}.hdf5"
+    if costs is None:
+        raise DatasetError(f"{dataset.meta.get('source', 'The data set')}: 'costs' is missing, which DSRL's file name tells.")
+    return f"{env_id}-{math.ceil(costs.reshape(len(costs), -1).sum(1).max())}-{len(costs)}.hdf5"
 
 
 def write(path: Path | str, dataset: OfflineDataset, attrs: Mapping[str, Any] | None = None) -> Path:

@@ -80,9 +80,7 @@ def test_the_rule_doses_what_it_says() -> None:
 
 def test_clinicians_differ_between_episodes_and_follow_from_their_seed() -> None:
     observations = np.tile(np.array([100.0] * 4 + [0.0, 0.0, 30.0, 0.0, 0.0, 1.0]), (200, 1))
-    first, second, other = Clinician(1), Clinician(1), Clinician(2)
-    for clinician in (first, second, other):
-        clinician.reset(200)
+    first, second, other = Clinician(1, 200), Clinician(1, 200), Clinician(2, 200)
     assert (first.gains >= 0.5).all()
     assert (first.gains <= 1.5).all()
     actions = first(observations, np.arange(200))
@@ -320,8 +318,7 @@ def test_starts_that_are_refused(start: Any) -> None:
 def test_the_rule_treats_well_and_clinicians_less_so() -> None:
     """25 days each. The gain of the bolus trades one constraint for the other, which the return does not show."""
     env, days = Glucose(), {}
-    clinician = Clinician(0)
-    clinician.reset(25)
+    clinician = Clinician(0, 25)
     policies: dict[str, Any] = {
         "rule": lambda k, o: rule(o),
         "half": lambda k, o: basal_bolus(o[None], np.array([1.0, 0.5]))[0],

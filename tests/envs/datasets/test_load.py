@@ -55,7 +55,7 @@ def test_dsrl_names(transitions: Make, save_hdf5: Save, tmp_path: Path, monkeypa
 
 
 def test_formats_that_are_none(save_hdf5: Save, tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"There is no format 'csv': use one of dsrl, d4rl, minari, ogbench, robomimic, mimic\."):
+    with pytest.raises(DatasetError, match=r"no format 'csv': use one of dsrl, d4rl, minari, ogbench, robomimic, mimic\."):
         load_dataset("anything", format="csv")
     words = {key: np.zeros(3) for key in ("observations", "actions", "terminals")}
     path = save_hdf5(tmp_path / "words.hdf5", {**words, "rewards": np.array(["a", "b", "c"], dtype="O")})
