@@ -108,6 +108,23 @@ class Rollout(NamedTuple):
     ends: th.Tensor
 
 
+class Steps(NamedTuple):
+    """The alive steps of a rollout, B of them and, where the seeds have not equally many, some that weigh nothing.
+
+    :param observations: (S, B, o), scaled
+    :param actions: (S, B, d), scaled
+    :param weights: (S, K, B), what ratios are multiplied with to give the K surrogates
+    :param returns: (S, K, B), what the values should be
+    :param alive: (S, B), 1 over the number of steps where the step is one, 0 where it is not
+    """
+
+    observations: th.Tensor
+    actions: th.Tensor
+    weights: th.Tensor
+    returns: th.Tensor
+    alive: th.Tensor
+
+
 class OGSRL(OfflineAgent):
     """Guarded, model-based, constrained policy optimisation (the paper's GMB-CPO) and what it is compared with.
 
@@ -347,7 +364,7 @@ class OGSRL(OfflineAgent):
     # ------------------------------------------------------------------ the policy's step
 
     def surrogate_weights(self, rollout: Rollout, advantages: th.Tensor) -> th.Tensor:
-        """What ratios are multiplied with to give the K surrogates, (S, K, T E).
+        """What ratios are multiplied with to give the K surrogates, (T, S, E, K).
 
         Of the loss, -E_steps[ ratio A_r ] with A_r standardised over steps; of constraint j, in the unit of its J,
         1/E sum_{e, t} gamma^t ratio A_j.
@@ -358,13 +375,29 @@ class OGSRL(OfflineAgent):
         spread = (((advantages - mean) * alive).square().sum((0, 2), keepdim=True) / count).sqrt()
         loss = -((advantages - mean) / (spread + 1e-8) / count)[..., :1]
         others = advantages[..., 1:] * self._discounts(rollout) / self.n_episodes
-        return _by_seed(th.cat([loss, others], 3) * alive).mT
+        return th.cat([loss, others], 3) * alive
 
-    def improve(self, rollout: Rollout, advantages: th.Tensor) -> dict[str, th.Tensor]:
-        """One step of the policy under the constraints, found on a line from the solution of the linearised problem."""
-        actor, observations, actions = self.policy.actor, _by_seed(rollout.observations[:-1]), _by_seed(rollout.actions)
-        weights, alive = self.surrogate_weights(rollout, advantages), _by_seed(rollout.alive.unsqueeze(3)).squeeze(2)
-        alive = alive / alive.sum(1, keepdim=True)
+    def alive_steps(self, rollout: Rollout) -> Steps:
+        """What the policy's and the values' steps are computed on."""
+        advantages, returns = self.advantages(rollout)
+        alive = _by_seed(rollout.alive.unsqueeze(3)).squeeze(2)
+        order = alive.byte().argsort(stable=True, dim=1, descending=True)[:, : int(alive.sum(1).max())]
+
+        def chosen(values: th.Tensor) -> th.Tensor:
+            return _by_seed(values).take_along_dim(order.unsqueeze(2), 1)
+
+        weights, count = self.surrogate_weights(rollout, advantages), alive.sum(1, keepdim=True)
+        return Steps(
+            chosen(rollout.observations[:-1]), chosen(rollout.actions), chosen(weights).mT, chosen(returns).mT,
+            alive.take_along_dim(order, 1) / count,
+        )  # fmt: skip
+
+    def improve(self, steps: Steps, excess: th.Tensor) -> dict[str, th.Tensor]:
+        """One step of the policy under the constraints, found on a line from the solution of the linearised problem.
+
+        :param excess: c = J_C - cbar, (S, m)
+        """
+        actor, (observations, actions, weights, _, alive) = self.policy.actor, steps
         with th.no_grad():
             before = actor.log_prob(observations, actions)
             mean, log_std = (part.clone() for part in actor(observations))
@@ -377,7 +410,6 @@ class OGSRL(OfflineAgent):
         parameters = list(actor.parameters())
         rows = [th.autograd.grad(of.sum(), parameters, retain_graph=True) for of in at_first.unbind(1)]
         gradients = th.stack(list(map(actor.flat, rows)))
-        excess = self.expected(rollout)[:, 1:] - self._limits
         if not bool(gradients.isfinite().all()):
             raise NonFiniteError("The gradient of the policy", "look at the dataset's rewards and costs", self.num_timesteps)
         fisher = actor.fisher_product(observations, alive)
@@ -449,21 +481,17 @@ class OGSRL(OfflineAgent):
 
     def value_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """sum_k E[ (V_k(s) - (A_k + V_k)_old)^2 ], mean over the imagined steps."""
-        errors = (self.policy.value(batch["observations"]) - batch["returns"]).square() * batch["alive"]
-        loss = errors.sum() / batch["alive"].sum() * self.seeds
+        errors = (self.policy.value(batch["observations"]) - batch["returns"]).square()
+        loss = (errors * batch["alive"].unsqueeze(1)).sum()
         return loss, {"value_loss": loss / self.seeds}
 
     def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One iteration."""
         rollout = self.imagine(draw(self.n_episodes)["observations"])
-        advantages, returns = self.advantages(rollout)
-        infos = self.improve(rollout, advantages)
-        batch = {
-            "observations": _by_seed(rollout.observations[:-1]), "returns": _by_seed(returns).mT,
-            "alive": _by_seed(rollout.alive.unsqueeze(3)).mT.float(),
-        }  # fmt: skip
+        steps = self.alive_steps(rollout)
+        infos = self.improve(steps, self.expected(rollout)[:, 1:] - self._limits)
         for _ in range(self.value_steps):
-            infos |= self._descend(batch, (self.value_optimizer, self.value_loss))
+            infos |= self._descend(steps._asdict(), (self.value_optimizer, self.value_loss))
         return infos | self._told(rollout)
 
     @th.no_grad()
