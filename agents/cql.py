@@ -154,11 +154,12 @@ class CQL(OfflineAgent):
         counts = th.stack([data.per_episode((joint == code).float()) for code in range(BINS ** bins.shape[1])], 1)
         modes = counts.argmax(1)
         classes = modes.unique()
+        generator = th.Generator(modes.device).manual_seed(self.seed or 0)  # the same episodes after a resume
         size = max(1, len(modes) // len(classes))
         kept = th.zeros(len(modes), dtype=th.bool, device=modes.device)
         for code in classes:
             members = (modes == code).nonzero().squeeze(1)
-            kept[members[th.randint(len(members), (size,), device=members.device)]] = True
+            kept[members[th.randint(len(members), (size,), generator=generator, device=members.device)]] = True
         return kept
 
     # ------------------------------------------------------------------ losses

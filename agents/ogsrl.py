@@ -141,7 +141,9 @@ class OGSRL(OfflineAgent):
     :param kl: bound of a policy step, in KL(old || new), mean over steps
     :param damping: added to the Fisher matrix. The authors' is 1, which makes steps far shorter than ``kl`` allows
     :param cg_iterations: of conjugate gradients
-    :param value_steps: of Adam, on all imagined steps at once
+    :param fisher_steps: imagined steps that the Fisher matrix is a mean over, at most; they are spread over the episodes
+    :param value_steps: of Adam. The authors take two passes; values that lag behind cost the constraints most
+    :param value_batch_size: imagined steps of each
     :param constrained: whether the dataset's costs are constraints ("CPO"); else they are not looked at ("TRPO")
     :param cost_limits: cbar of the discounted cost of an episode: one number for all, or one for each column of ``costs``;
         None: what the data's own episodes cost
@@ -189,7 +191,9 @@ class OGSRL(OfflineAgent):
         kl: float = 0.01,
         damping: float = 0.1,
         cg_iterations: int = 10,
-        value_steps: int = 2,
+        fisher_steps: int = 512,
+        value_steps: int = 10,
+        value_batch_size: int = 256,
         constrained: bool = True,
         cost_limits: float | Sequence[float] | None = None,
         guarded: bool = True,
@@ -211,8 +215,9 @@ class OGSRL(OfflineAgent):
         device: th.device | str = "auto",
         _init_setup_model: bool = True,
     ) -> None:
-        require_at_least(1, n_episodes=n_episodes, horizon=horizon, cg_iterations=cg_iterations, degree=degree)
-        require_at_least(0, damping=damping, value_steps=value_steps, multiplier_rate=multiplier_rate)
+        require_at_least(1, n_episodes=n_episodes, horizon=horizon, cg_iterations=cg_iterations, fisher_steps=fisher_steps)
+        require_at_least(1, value_steps=value_steps, value_batch_size=value_batch_size, degree=degree)
+        require_at_least(0, damping=damping, multiplier_rate=multiplier_rate, multiplier_max=multiplier_max)
         for name, value, known in (
             ("mode", mode, MODES), ("method", method, METHODS), ("guardian", guardian, GUARDIANS),
             ("dynamics", dynamics, DYNAMICS),
@@ -226,7 +231,8 @@ class OGSRL(OfflineAgent):
             seed, device,
         )  # fmt: skip
         self.n_episodes, self.horizon, self.gae_lambda = n_episodes, horizon, gae_lambda
-        self.kl, self.damping, self.cg_iterations, self.value_steps = kl, damping, cg_iterations, value_steps
+        self.kl, self.damping, self.cg_iterations, self.fisher_steps = kl, damping, cg_iterations, fisher_steps
+        self.value_steps, self.value_batch_size = value_steps, value_batch_size
         self.constrained, self.cost_limits, self.guarded, self.ood_limit = constrained, cost_limits, guarded, ood_limit
         self.mode, self.method = mode, method
         self.multiplier_rate, self.multiplier_max = multiplier_rate, multiplier_max
@@ -323,17 +329,17 @@ class OGSRL(OfflineAgent):
             action = mean + log_std.exp() * th.randn_like(mean)
             if self.mode == "absorb" and actions:
                 action = th.where(frozen.unsqueeze(2), actions[-1], action)
-            following, values, outside, end = self._world.step(state, action)
+            following, values, outside, end = self._world.step(state, action, going)
             if self.mode == "absorb":
-                frozen = frozen | (outside & going)
+                frozen = frozen | outside
                 following = th.where(frozen.unsqueeze(2), state, following)
                 values = th.where(frozen.unsqueeze(2), self._world.frozen, values)
                 end = end & ~frozen
             observations.append(following)
             actions.append(action)
-            signals.append(values * going.unsqueeze(2))
+            signals.append(values)
             alive.append(going)
-            ends.append(end & going)
+            ends.append(end)
             going = going & ~end
         return Rollout(*map(th.stack, (observations, actions, signals, alive, ends)))
 
@@ -412,7 +418,9 @@ class OGSRL(OfflineAgent):
         gradients = th.stack(list(map(actor.flat, rows)))
         if not bool(gradients.isfinite().all()):
             raise NonFiniteError("The gradient of the policy", "look at the dataset's rewards and costs", self.num_timesteps)
-        fisher = actor.fisher_product(observations, alive)
+        every = -(-observations.shape[1] // self.fisher_steps)
+        some = alive[:, ::every]
+        fisher = actor.fisher_product(observations[:, ::every], some / some.sum(1, keepdim=True))
         step, objective, recovers = self._solve(lambda v: fisher(v) + self.damping * v, gradients, excess)
 
         @th.no_grad()
@@ -480,10 +488,18 @@ class OGSRL(OfflineAgent):
     # ------------------------------------------------------------------ the values, and all of it
 
     def value_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """sum_k E[ (V_k(s) - (A_k + V_k)_old)^2 ], mean over the imagined steps."""
-        errors = (self.policy.value(batch["observations"]) - batch["returns"]).square()
-        loss = (errors * batch["alive"].unsqueeze(1)).sum()
+        """sum_k E[ (V_k(s) - (A_k + V_k)_old)^2 ], mean over some of the imagined steps."""
+        loss = (self.policy.value(batch["observations"]) - batch["returns"]).square().mean(2).sum()
         return loss, {"value_loss": loss / self.seeds}
+
+    def _some_steps(self, steps: Steps) -> Batch:
+        """``value_batch_size`` steps for each seed, of those that are alive, which come first."""
+        count = (steps.alive > 0.0).sum(1, keepdim=True)
+        rows = (th.rand(self.seeds, self.value_batch_size, device=self.device) * count).long()
+        return {
+            "observations": steps.observations.take_along_dim(rows.unsqueeze(2), 1),
+            "returns": steps.returns.take_along_dim(rows.unsqueeze(1), 2),
+        }
 
     def update(self, draw: Draw, number: int) -> dict[str, th.Tensor]:
         """One iteration."""
@@ -491,7 +507,7 @@ class OGSRL(OfflineAgent):
         steps = self.alive_steps(rollout)
         infos = self.improve(steps, self.expected(rollout)[:, 1:] - self._limits)
         for _ in range(self.value_steps):
-            infos |= self._descend(steps._asdict(), (self.value_optimizer, self.value_loss))
+            infos |= self._descend(self._some_steps(steps), (self.value_optimizer, self.value_loss))
         return infos | self._told(rollout)
 
     @th.no_grad()
@@ -542,13 +558,14 @@ class World:
         self.terminals = data.terminals > 0.0
         self.frozen = th.tensor([FROZEN_REWARD] + [1.0] * len(agent.constraint_names or ()), device=pairs.device)
 
-    def step(self, states: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
-        """What follows (S, E, o) and (S, E, d), scaled.
+    def step(
+        self, states: th.Tensor, actions: th.Tensor, going: th.Tensor
+    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
+        """What follows (S, E, o) and (S, E, d), scaled, in the episodes that are going on (S, E); 0 in the others.
 
         :return: next states, signals (S, E, K), whether the pair lies outside (S, E), whether the episode ends (S, E)
         """
-        shape = states.shape[:2]
-        pairs = th.cat([states, actions], 2).flatten(0, 1)
+        pairs = th.cat([states, actions], 2)[going]
         rows = self.model.rows(pairs)
         signals, outside = self.signals[rows], th.zeros(len(pairs), dtype=th.bool, device=pairs.device)
         if self.guardian is not None:
@@ -558,8 +575,16 @@ class World:
                 outside = outside | self.own_label[rows]
             else:
                 signals = th.cat([signals, outside.float().unsqueeze(1)], 1)
-        end = self.terminals[rows]
-        return self.following[rows].view_as(states), signals.view(*shape, -1), outside.view(shape), end.view(shape)
+        parts = (self.following[rows], signals, outside, self.terminals[rows])
+        following, values, out, ends = (_placed(part, going) for part in parts)
+        return following, values, out, ends
+
+
+def _placed(values: th.Tensor, going: th.Tensor) -> th.Tensor:
+    """(n, ...) values in the n places where (S, E) ``going`` holds, 0 elsewhere."""
+    places = values.new_zeros(*going.shape, *values.shape[1:])
+    places[going] = values
+    return places
 
 
 def _steps_of(data: OfflineData) -> th.Tensor:

@@ -117,7 +117,7 @@ def _collect_rounds(
                 policy: Any = partial(_of_all, policies.get(behaviour.name), likeliest)
                 if behaviour.clinician is not None:
                     policy = behaviour.clinician(seed, width)
-                rounds.append(_run_round(envs[:width], policy, seed))
+                rounds.append(run_round(envs[:width], policy, seed))
                 _write_round(path, rounds[-1])
             names.append(behaviour.name)
             taken[behaviour.name] += len(rounds[-1]["rewards"])
@@ -155,7 +155,7 @@ def _controlled(controller: Any, likeliest: bool, observations: np.ndarray) -> n
     return np.clip(actions + noise, -1.0, 1.0)
 
 
-def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
+def run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
     """One episode of each environment; everything random follows from ``seed``.
 
     :param policy: from observations (B, o) and the numbers of their environments (B,) to actions (B, d)
@@ -165,6 +165,7 @@ def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
     set_random_seed(seed % 2**32)
     space = envs[0].action_space
     observations = [env.reset(seed=(seed + i) % 2**31)[0] for i, env in enumerate(envs)]
+    died: dict[int, bool] = {}
     episodes: list[list[tuple[Any, ...]]] = [[] for _ in envs]
     going = list(range(len(envs)))
     while going:
@@ -179,9 +180,11 @@ def _run_round(envs: Sequence[Any], policy: Any, seed: int) -> Round:
             observations[i] = following
             if terminated or truncated:
                 going.remove(i)
+                died |= {i: info["death"]} if "death" in info else {}
     columns = zip(*(row for episode in episodes for row in episode), strict=True)
     dtypes = {"terminals": bool, "timeouts": bool}
-    return {name: np.array(c, dtypes.get(name, np.float32)) for name, c in zip(FIELDS, columns, strict=False)}
+    arrays = {name: np.array(c, dtypes.get(name, np.float32)) for name, c in zip(FIELDS, columns, strict=False)}
+    return arrays | ({"died": np.array([died[i] for i in range(len(envs))])} if died else {})
 
 
 def _write_round(path: Path, arrays: Round) -> None:
@@ -204,6 +207,7 @@ def _finish(
     with closing(make_env(config.env, **kwargs)) as env:
         space, limit = env.action_space, env.spec.max_episode_steps if env.spec else None
         several = {"cost_names": list(env.get_wrapper_attr("cost_names"))} if arrays["costs"].ndim == 2 else {}
+    several |= {"died": arrays.pop("died").tolist()} if "died" in arrays else {}  # of every episode
     meta: dict[str, Any] = {"env_id": config.env, "max_episode_steps": limit or int(_lengths(arrays).max()), **several}
     if not (np.all(space.low == -1.0) and np.all(space.high == 1.0)):  # type: ignore[attr-defined]
         meta |= {"action_low": space.low.tolist(), "action_high": space.high.tolist()}  # type: ignore[attr-defined]
@@ -260,7 +264,7 @@ def _describe(
         "file": path.name, "sha256": file_sha256(path), "env": config.env, "seed": config.seed, "command": command,
         "transitions": len(dataset), "episodes": len(returns), "unsafe_transitions": dataset.unsafe_transitions,
         "episodes_without_cost": int((costs == 0).sum()), "mean_length": float(lengths.mean()),
-        "return": _spread(returns), "cost": _spread(costs), **meta,
+        "return": _spread(returns), "cost": _spread(costs), **{k: v for k, v in meta.items() if k != "died"},
         "behaviours": {
             name: {
                 "transitions": steps, "episodes": int((of_episode == name).sum()),

@@ -106,7 +106,7 @@ class _Run:
         }  # fmt: skip
         if dataset is not None:
             described = {"source": Path(dataset.meta["source"]).name, "transitions": len(dataset)}
-            self.manifest["dataset"] = {**dataset.meta, **described}
+            self.manifest["dataset"] = {**{k: v for k, v in dataset.meta.items() if k != "died"}, **described}
 
     def _deterministic(self) -> bool:
         """Whether evaluations take the likeliest actions."""

@@ -26,11 +26,11 @@ class NearestNeighbour:
 
     def __call__(self, queries: th.Tensor) -> th.Tensor:
         """(B, n) to (B,) indices: the block of the nearest by |y|^2 - 2 x.y, and in it the nearest by |x - y|^2."""
-        size = max(BLOCK, CHUNK[queries.device.type] // len(queries) // BLOCK * BLOCK)
+        size = max(BLOCK, CHUNK[queries.device.type] // max(1, len(queries)) // BLOCK * BLOCK)
         smallest = []
         for points, squares in zip(self.points.split(size), self.squares.split(size), strict=True):
             distances = th.addmm(squares, points, queries.T, alpha=-2.0)
-            smallest.append(distances.view(-1, BLOCK, len(queries)).amin(1))
+            smallest.append(distances.view(len(points) // BLOCK, BLOCK, len(queries)).amin(1))
         block = th.cat(smallest).argmin(0)
         within = self.points.view(-1, BLOCK, self.points.shape[1])[block]
         nearest = (within - queries.unsqueeze(1)).square().sum(2).argmin(1)

@@ -183,6 +183,13 @@ class OfflineDataset:
     def split(self, shares: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple[OfflineDataset, ...]:
         """Subsets of whole episodes that have none in common, drawn at random: by default to train, validate and test.
 
+        Arguments as of :meth:`split_episodes`.
+        """
+        return tuple(map(self.select_episodes, self.split_episodes(shares, seed)))
+
+    def split_episodes(self, shares: Sequence[float] = (0.6, 0.2, 0.2), seed: int = 0) -> tuple[np.ndarray, ...]:
+        """The numbers of the episodes of each subset, ascending.
+
         :param shares: of the episodes; what is left of 1 is in none of them
         :raises DatasetError: where a share is not above 0, they add up to more than 1, or a part would be empty
         """
@@ -194,7 +201,7 @@ class OfflineDataset:
         parts = [np.sort(part) for part in np.split(order, ends)[: len(shares)]]
         if any(not len(part) for part in parts):
             raise self._error("shares", f"{tuple(shares)} of {episodes} episodes leave a part without any: give more episodes")
-        return tuple(self.select_episodes(part) for part in parts)
+        return tuple(parts)
 
 
 def block_rows(array: Any) -> int:

@@ -27,7 +27,7 @@ from tether.agents.common.batched import BatchedLinear, BatchedMLP, move_towards
 from tether.agents.common.offline_data import OfflineData
 from tether.agents.fisor import NoiseNetwork
 
-RANDN, RANDINT = th.randn, th.randint
+RANDN, RANDINT, RAND = th.randn, th.randint, th.rand
 each = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)
 
 
@@ -176,12 +176,12 @@ def test_seeds_side_by_side_are_separate_agents(subject):
             with noise.of(k):
                 agent.update(batches.one(step, k), step)
     for k, agent in enumerate(together.split()):
-        assert difference(everything(agent), everything(alone[k])) < 2e-5
+        assert difference(everything(agent), everything(alone[k])) < subject.rounding
 
 
 def prepare_alone(agent, together, k):
     """What `_prepare` gives an agent besides batches."""
-    for name in ("_actions", "_neighbour", "threshold"):
+    for name in ("_actions", "_neighbour", "threshold", "_guardian", "_world", "_limits"):
         if hasattr(together, name):
             setattr(agent, name, getattr(together, name))
 
@@ -214,21 +214,28 @@ class Noise:
     def of(self, k):
         def draw(kind):
             def replacement(*args, device=None, dtype=None, **kwargs):
-                if kind == "like":
+                if kind.endswith("like"):
                     shape = args[0].shape
                 elif kind == "int":
                     shape = args[-1]
+                elif kind == "uniform":
+                    shape = args
                 else:
                     shape = args[0] if isinstance(args[0], (tuple, th.Size)) else args
                 whole = (self.seeds, *shape[1:])
                 generator = th.Generator().manual_seed(hash((kind, tuple(shape[1:]))) % 2**31)
-                values = RANDINT(args[0], whole, generator=generator) if kind == "int" else RANDN(whole, generator=generator)
+                if kind == "int":
+                    values = RANDINT(args[0], whole, generator=generator)
+                else:
+                    values = (RAND if kind.startswith("uniform") else RANDN)(whole, generator=generator)
                 return values if k is None else values[k : k + 1]
 
             return replacement
 
         stack = ExitStack()
-        for name, kind in (("randn_like", "like"), ("randn", "shape"), ("randint", "int")):
+        for name, kind in (
+            ("randn_like", "like"), ("randn", "shape"), ("randint", "int"), ("rand", "uniform"), ("rand_like", "uniform_like"),
+        ):  # fmt: skip
             stack.enter_context(mock.patch.object(th, name, draw(kind)))
         return stack
 
@@ -354,7 +361,8 @@ def test_splitting_leaves_the_random_numbers_alone():
         ("FISOR", {"weight_floor": 200.0}), ("FISOR", {"batch_size": 33}), ("FISOR", {"critic_batch_size": 64}),
         ("FISOR", {"expectile": 0.3}), ("CPQ", {"n_samples": 0}), ("CPQ", {"cost_limit": -1.0}),
         ("BCQLag", {"pid": (0.1, 0.2)}), ("TD3BC", {"alpha": 0.0}), ("PRDC", {"beta": float("inf")}),
-        ("IQL", {"expectile": 1.0}),
+        ("IQL", {"expectile": 1.0}), ("CQL", {"n_candidates": 0}), ("OGSRL", {"mode": "absorbed"}), ("OGSRL", {"kl": 0.0}),
+        ("OGSRL", {"method": "primal"}), ("OGSRL", {"guardian": "forest"}), ("OGSRL", {"horizon": 0}),
         ("BC", {"batch_size": 0}), ("BC", {"seeds": 0}), ("IQL", {"gamma": 1.0}),
     ],
 )  # fmt: skip

@@ -1,0 +1,328 @@
+"""What a treatment policy learnt from data is estimated to do, and what it really does: trained runs, judged both ways.
+
+    python -m tether.experiments.audit results/runs/ogsrl-sepsis --dataset FILE --out results/measured/ogsrl-sepsis
+
+The estimate is OGSRL's: episodes in a world made of recorded transitions, where the nearest one answers. The truth is exact
+for ICU-Sepsis with features, and simulated elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch as th
+
+from .errors import UsageError
+from .manifest import read_manifest, write_atomically, write_json
+from .treatment_metrics import EPSILONS, change, concordance, intensification, mortality, reduction
+
+if TYPE_CHECKING:
+    from tether.envs import OfflineDataset
+
+GAMMA = 0.99
+EPISODES = 2000  # imagined, of each policy
+SIMULATED = 200  # of the real environment
+BEHAVIOUR = "behaviour policy"
+Act = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observations (B, o) and numbers of episodes (B,) to actions (B, d)
+
+
+@dataclass(frozen=True)
+class Data:
+    """A dataset, the part that agents learnt from, and the part that they did not see.
+
+    :param died: whether each episode of the whole ended in death, (E,); None where the data do not say
+    :param unseen: numbers of the episodes of the part that was not seen
+    """
+
+    whole: OfflineDataset
+    train: OfflineDataset
+    test: OfflineDataset
+    died: np.ndarray | None
+    unseen: np.ndarray
+
+    @classmethod
+    def of(cls, whole: OfflineDataset, train_share: float) -> Data:
+        """The parts that ``tether train --train-share`` makes.
+
+        :raises UsageError: for data without costs, or where no episode was left out
+        """
+        if whole.costs is None:
+            raise UsageError(f"{whole.meta.get('source')} has no costs, and the audit is about constraints: give data with some.")
+        if not train_share < 1.0:
+            raise UsageError("The runs learnt from all episodes, so none is left to judge them on: train with --train-share 0.6.")
+        (seen,) = whole.split_episodes((train_share,))
+        unseen = np.setdiff1d(np.arange(len(whole.episode_ends)), seen)
+        died = None if "died" not in whole.meta else np.array(whole.meta["died"], bool)
+        return cls(whole, whole.select_episodes(seen), whole.select_episodes(unseen), died, unseen)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the constraints."""
+        return list(self.whole.meta.get("cost_names") or ["cost"])
+
+    def limits(self) -> np.ndarray:
+        """Discounted cost of the training part's own episodes, (m,): what constrained agents are held to by default."""
+        return np.array([discounted(column, self.train) for column in columns_of(self.train).T])
+
+
+def columns_of(dataset: OfflineDataset) -> np.ndarray:
+    """Costs (N, m)."""
+    assert dataset.costs is not None
+    return np.asarray(dataset.costs).reshape(len(dataset), -1)
+
+
+def discounted(values: np.ndarray, dataset: OfflineDataset) -> float:
+    """Mean over episodes of sum_t gamma^t values_t, of (N,)."""
+    steps = np.arange(len(dataset)) - np.repeat(dataset.episode_starts, dataset.episodes().lengths)
+    return float((values * GAMMA**steps).sum() / len(dataset.episode_ends))
+
+
+# ---------------------------------------------------------------------- the estimate
+
+
+class RecordedWorld:
+    """The world of the nearest recorded transition.
+
+    :param died: whether each episode ended in death, (E,)
+    """
+
+    def __init__(self, dataset: OfflineDataset, died: np.ndarray | None) -> None:
+        from tether.agents.common.min_max import MinMax
+        from tether.agents.common.nearest_model import NearestModel
+
+        pairs = pairs_of(dataset.observations, dataset.actions)
+        self.scale = MinMax.of(pairs)
+        self.model = NearestModel(self.scale.scaled(pairs))
+        self.following, self.rewards, self.terminals = dataset.next_observations, dataset.rewards, dataset.terminals
+        self.costs = columns_of(dataset)
+        self.deadly = np.zeros(len(dataset), bool)
+        if died is not None:
+            self.deadly[dataset.episode_ends] = died & dataset.terminals[dataset.episode_ends]
+
+    def imagine(self, act: Act, starts: np.ndarray, horizon: int, guardian: Any) -> dict[str, Any]:
+        """Expectations over episodes that begin in ``starts`` (E, o): value, costs, death, length, share of steps outside."""
+        states, going, died = np.array(starts, np.float32), np.arange(len(starts)), np.zeros(len(starts), bool)
+        value, costs, steps, outside, plain = 0.0, np.zeros(self.costs.shape[1]), 0, 0, np.zeros(self.costs.shape[1])
+        for step in range(horizon):
+            pairs = pairs_of(states, act(states, going))
+            rows = self.model.rows(self.scale.scaled(pairs)).numpy()
+            value += GAMMA**step * float(self.rewards[rows].sum())
+            costs, plain = costs + GAMMA**step * self.costs[rows].sum(0), plain + self.costs[rows].sum(0)
+            steps, outside = steps + len(rows), outside + int(guardian.outside(pairs).sum())
+            died[going[self.deadly[rows]]] = True
+            keep = ~self.terminals[rows]
+            states, going = np.asarray(self.following[rows[keep]]), going[keep]
+            if not len(going):
+                break
+        count = len(starts)
+        return {
+            "value": value / count, "costs": costs / count, "death": mortality(died), "length": steps / count,
+            "outside": outside / steps, "unsafe": plain / steps,
+        }  # fmt: skip
+
+
+def pairs_of(observations: Any, actions: Any) -> th.Tensor:
+    """(s, a), (N, o + d) float32."""
+    return th.from_numpy(np.hstack([np.asarray(observations), np.asarray(actions)]).astype(np.float32))
+
+
+# ---------------------------------------------------------------------- the truth
+
+
+def simulate(env_id: str, env_kwargs: dict[str, Any], act: Act, guardian: Any) -> dict[str, Any]:
+    """The same expectations of episodes of the real environment."""
+    from tether.envs import OfflineDataset, make_env
+
+    from .collect import run_round
+
+    envs = [make_env(env_id, **env_kwargs) for _ in range(SIMULATED)]
+    arrays = run_round(envs, act, 12345)
+    died = arrays.pop("died", np.zeros(SIMULATED, bool))
+    episodes = OfflineDataset(**arrays, meta={"cost_names": [f"cost {j}" for j in range(arrays["costs"].reshape(
+        len(arrays["rewards"]), -1).shape[1])]})  # fmt: skip
+    costs = columns_of(episodes)
+    return {
+        "value": discounted(episodes.rewards, episodes), "costs": np.array([discounted(c, episodes) for c in costs.T]),
+        "death": mortality(died), "length": len(episodes) / SIMULATED, "unsafe": costs.mean(0),
+        "outside": float(guardian.outside(pairs_of(episodes.observations, episodes.actions)).float().mean()),
+        "actions": np.asarray(episodes.actions), "ends": np.asarray(episodes.terminals | episodes.timeouts),
+    }  # fmt: skip
+
+
+def exact(env_id: str, env_kwargs: dict[str, Any], act: Act) -> dict[str, Any]:
+    """What of it is known without simulation; empty for environments of which nothing is."""
+    if not (env_id.startswith("Sepsis/") and env_kwargs.get("representation") == "features"):
+        return {}
+    from tether.envs import sepsis
+
+    matrix = sepsis.policy_matrix(lambda observations: act(observations, np.arange(len(observations))))
+    reward, steps = env_kwargs.get("reward", "inverse_sofa"), env_kwargs.get("max_episode_steps", sepsis.STEPS)
+    known = sepsis.truth(matrix, reward, GAMMA, steps)
+    plain = sepsis.truth(matrix, reward, 1.0, steps)
+    return {
+        "value": known.value, "costs": known.costs, "death": known.death, "length": known.length,
+        "unsafe": plain.costs / known.length, "inadmissible": known.inadmissible,
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------- a policy, judged
+
+
+def judge(act: Act, data: Data, worlds: dict[str, RecordedWorld], guardian: Any, task: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+    """Everything the report tells of a policy.
+
+    :param worlds: ``train``, of the training part, and ``all``, of the whole dataset
+    :param task: id and arguments of the environment
+    """
+    horizon = int(data.whole.meta["max_episode_steps"])
+    rng = np.random.default_rng(0)
+
+    def starts(part: OfflineDataset) -> np.ndarray:
+        return np.asarray(part.observations[np.sort(rng.choice(part.episode_starts, EPISODES))])
+
+    with th.random.fork_rng():
+        th.manual_seed(0)
+        real = simulate(*task, act, guardian)
+        return {
+            "train": worlds["train"].imagine(act, starts(data.train), horizon, guardian),
+            "all": worlds["all"].imagine(act, starts(data.test), horizon, guardian),
+            "real": {**real, **exact(*task, act)},
+            **on_logged(act, data.test),
+            "change": change(real.pop("actions"), real.pop("ends")),
+        }
+
+
+def on_logged(act: Act, test: OfflineDataset) -> dict[str, Any]:
+    """The paper's metrics on states that clinicians saw: concordance by epsilon, intensification by what it is relative to."""
+    logged = np.asarray(test.actions)
+    numbers = np.repeat(np.arange(len(test.episode_ends)), test.episodes().lengths)
+    recommended = act(np.asarray(test.observations), numbers)
+    need, span = columns_of(test).any(1), 2.0 * np.sqrt(logged.shape[1])
+    later = np.ones(len(test), bool)
+    later[test.episode_starts] = False
+    rows = np.flatnonzero(later)
+    before, now, ill = logged[rows - 1], recommended[rows], need[rows]
+    return {
+        "concordance": [concordance(recommended, logged, epsilon * span) for epsilon in EPSILONS],
+        "intensification": [
+            intensification(now, before, ill), intensification(now, before, ill, 0.25), intensification(now, before, ill, 0.0, True),
+            intensification(recommended, logged, need),
+        ],
+        "need": float(need.mean()),
+    }  # fmt: skip
+
+
+def acting(model: Any) -> Act:
+    """The policy of a trained agent, as it was trained: sampled where it is stochastic, in [-1, 1]."""
+    low, high = model.action_space.low, model.action_space.high
+
+    def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
+        actions = model.predict(np.asarray(observations, np.float32), deterministic=False)[0]
+        return (2.0 * (actions - low) / (high - low) - 1.0).astype(np.float32)
+
+    return act
+
+
+def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Judge runs of one environment, and the behaviour policy where it is known.
+
+    :param runs: folders of finished runs
+    :return: about the data, and an entry for each policy, with its ``agent`` and ``seed``
+    :raises UsageError: for folders that hold no finished run of one environment and one ``train_share``
+    """
+    from tether.agents.common.guardian import KernelGuardian
+    from tether.envs import clinician_of, load_dataset
+
+    from .evaluate import load_trained
+
+    manifests = {run: read_manifest(run) for run in runs}
+    unfinished = [str(run) for run, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
+    if unfinished or not runs:
+        raise UsageError(f"There is no finished run in {', '.join(unfinished) or 'what was named'}: name folders of finished runs.")
+    configs = [manifest["config"] for manifest in manifests.values() if manifest]
+    shared = {(c["env"], c.get("train_share", 1.0), str(c["env_kwargs"])) for c in configs}
+    if len(shared) > 1:
+        raise UsageError("The runs are not all of one environment and one --train-share: audit them apart.")
+    data = Data.of(load_dataset(dataset), configs[0].get("train_share", 1.0))
+    task = (configs[0]["env"], configs[0]["env_kwargs"])
+    guardian = KernelGuardian.fit(pairs_of(data.train.observations, data.train.actions))
+    died = data.died
+    seen = None if died is None else np.delete(died, data.unseen)
+    worlds = {"train": RecordedWorld(data.train, seen), "all": RecordedWorld(data.whole, died)}
+    judged = []
+    clinician = clinician_of(task[0])
+    if clinician is not None:
+        judged.append({"agent": BEHAVIOUR, "seed": 0, **judge(_numbered(clinician), data, worlds, guardian, task)})
+    for run, manifest in manifests.items():
+        assert manifest is not None
+        trained = load_trained(run, device="cpu")
+        judged.append({
+            "agent": manifest["agent"], "seed": manifest["seed"],
+            **judge(acting(trained.model), data, worlds, guardian, task),
+        })  # fmt: skip
+    logged = columns_of(data.test).mean(0)
+    about = {
+        "env": task[0], "env_kwargs": task[1], "source": Path(str(data.whole.meta["source"])).name, "names": data.names,
+        "sha256": data.whole.meta["sha256"], "episodes": len(data.whole.episode_ends), "transitions": len(data.whole),
+        "trained_on": len(data.train), "horizon": int(data.whole.meta["max_episode_steps"]), "limits": data.limits(),
+        "logged_value": discounted(data.test.rewards, data.test), "logged_unsafe": logged,
+        "logged_death": None if died is None else mortality(died[data.unseen]),
+        "exact": bool(exact_is_known(task)),
+    }  # fmt: skip
+    for one in judged:
+        one["reduction"] = [reduction(*shares) for shares in zip(one["all"]["unsafe"], logged, strict=True)]
+    return about, judged
+
+
+def exact_is_known(task: tuple[str, dict[str, Any]]) -> bool:
+    """Whether :func:`exact` knows this environment."""
+    return task[0].startswith("Sepsis/") and task[1].get("representation") == "features"
+
+
+def _numbered(clinician: Any) -> Act:
+    """A clinician whose episodes are numbered from 0 on, without an end: each has the character of its number."""
+    inner = clinician(0, 100_000)
+    return lambda observations, episodes: inner(observations, episodes)
+
+
+def main() -> None:
+    """The command above."""
+    from .audit_report import markdown, picture
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run folders, or folders above them")
+    parser.add_argument("--dataset", required=True, metavar="FILE", help="the whole dataset that they learnt a part of")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write audit.md, audit.json and audit.png there")
+    args = parser.parse_args()
+    folders = sorted({path.parent for root in args.runs for path in root.rglob("manifest.json") if path.parent.name != "checkpoint"})
+    try:
+        about, judged = audit(folders, args.dataset)
+    except UsageError as error:
+        sys.exit(str(error))
+    command = f"python -m tether.experiments.audit {' '.join(map(str, args.runs))} --dataset {args.dataset}"
+    text = "\n".join(markdown(about, judged, command)) + "\n"
+    print(text)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_json(args.out / "audit.json", plain({"command": command, **about, "policies": judged}))
+        write_atomically(args.out / "audit.md", text)
+        (args.out / "audit.png").write_bytes(picture(judged))
+
+
+def plain(value: Any) -> Any:
+    """Arrays as lists, in any nest of dicts and lists."""
+    if isinstance(value, dict):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
+
+
+if __name__ == "__main__":
+    main()
