@@ -221,7 +221,6 @@ class _Run:
         self.manifest["threads"] = th.get_num_threads()
         first_half, *_ = env.halves if hasattr(type(env), "halves") else (env,)  # type: ignore[attr-defined]
         self.manifest["backend"] = type(first_half.unwrapped).__name__
-        self.manifest["parameters"] = sum(p.numel() for p in model.policy.parameters())
 
     def _learn(self, model: BaseAlgorithm) -> RunResult:
         from tether.agents.common.model_file import write_model
@@ -254,6 +253,7 @@ class _Run:
             model.logger.close()
             evaluation.close()
         if at_rest:
+            self.manifest["parameters"] = sum(p.numel() for p in model.policy.parameters())
             write_model(model, self.folder / "model.zip")
         self._update_manifest(status, self._reached(model), seconds)
         return RunResult(self.folder, finished=status == "finished", fresh=True, manifest=self.manifest)
