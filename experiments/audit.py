@@ -25,9 +25,10 @@ from .treatment_metrics import EPSILONS, change, concordance, intensification, m
 if TYPE_CHECKING:
     from tether.envs import OfflineDataset
 
-GAMMA = 0.99
+GAMMA, ALPHA = 0.99, 0.05
 EPISODES = 2000  # imagined, of each policy
 SIMULATED = 200  # of the real environment
+MARGIN = 0.25  # of an action in [-1, 1], by which a dose has to be higher in one of the readings of intensification
 BEHAVIOUR = "behaviour policy"
 Act = Callable[[np.ndarray, np.ndarray], np.ndarray]  # observations (B, o) and numbers of episodes (B,) to actions (B, d)
 
@@ -53,9 +54,9 @@ class Data:
         :raises UsageError: for data without costs, or where no episode was left out
         """
         if whole.costs is None:
-            raise UsageError(f"{whole.meta.get('source')} has no costs, and the audit is about constraints: give data with some.")
+            raise UsageError(f"{whole.meta.get('source')} has no costs, and the audit is about them: give data with some.")
         if not train_share < 1.0:
-            raise UsageError("The runs learnt from all episodes, so none is left to judge them on: train with --train-share 0.6.")
+            raise UsageError("The runs learnt from all episodes, so that none is left: train with --train-share 0.6.")
         (seen,) = whole.split_episodes((train_share,))
         unseen = np.setdiff1d(np.arange(len(whole.episode_ends)), seen)
         died = None if "died" not in whole.meta else np.array(whole.meta["died"], bool)
@@ -144,8 +145,7 @@ def simulate(env_id: str, env_kwargs: dict[str, Any], act: Act, guardian: Any) -
     envs = [make_env(env_id, **env_kwargs) for _ in range(SIMULATED)]
     arrays = run_round(envs, act, 12345)
     died = arrays.pop("died", np.zeros(SIMULATED, bool))
-    episodes = OfflineDataset(**arrays, meta={"cost_names": [f"cost {j}" for j in range(arrays["costs"].reshape(
-        len(arrays["rewards"]), -1).shape[1])]})  # fmt: skip
+    episodes = OfflineDataset(**arrays, meta={"cost_names": arrays["costs"][:1].ravel().tolist()})  # as many as costs
     costs = columns_of(episodes)
     return {
         "value": discounted(episodes.rewards, episodes), "costs": np.array([discounted(c, episodes) for c in costs.T]),
@@ -174,7 +174,9 @@ def exact(env_id: str, env_kwargs: dict[str, Any], act: Act) -> dict[str, Any]:
 # ---------------------------------------------------------------------- a policy, judged
 
 
-def judge(act: Act, data: Data, worlds: dict[str, RecordedWorld], guardian: Any, task: tuple[str, dict[str, Any]]) -> dict[str, Any]:
+def judge(
+    act: Act, data: Data, worlds: dict[str, RecordedWorld], guardian: Any, task: tuple[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Everything the report tells of a policy.
 
     :param worlds: ``train``, of the training part, and ``all``, of the whole dataset
@@ -203,7 +205,7 @@ def on_logged(act: Act, test: OfflineDataset) -> dict[str, Any]:
     logged = np.asarray(test.actions)
     numbers = np.repeat(np.arange(len(test.episode_ends)), test.episodes().lengths)
     recommended = act(np.asarray(test.observations), numbers)
-    need, span = columns_of(test).any(1), 2.0 * np.sqrt(logged.shape[1])
+    need, span = columns_of(test).sum(axis=1) > 0.0, 2.0 * np.sqrt(logged.shape[1])
     later = np.ones(len(test), bool)
     later[test.episode_starts] = False
     rows = np.flatnonzero(later)
@@ -211,8 +213,8 @@ def on_logged(act: Act, test: OfflineDataset) -> dict[str, Any]:
     return {
         "concordance": [concordance(recommended, logged, epsilon * span) for epsilon in EPSILONS],
         "intensification": [
-            intensification(now, before, ill), intensification(now, before, ill, 0.25), intensification(now, before, ill, 0.0, True),
-            intensification(recommended, logged, need),
+            intensification(now, before, ill), intensification(now, before, ill, MARGIN),
+            intensification(now, before, ill, 0.0, True), intensification(recommended, logged, need),
         ],
         "need": float(need.mean()),
     }  # fmt: skip
@@ -244,14 +246,14 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
     manifests = {run: read_manifest(run) for run in runs}
     unfinished = [str(run) for run, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
     if unfinished or not runs:
-        raise UsageError(f"There is no finished run in {', '.join(unfinished) or 'what was named'}: name folders of finished runs.")
+        raise UsageError(f"There is no finished run in {', '.join(unfinished) or 'what was named'}: name finished ones.")
     configs = [manifest["config"] for manifest in manifests.values() if manifest]
     shared = {(c["env"], c.get("train_share", 1.0), str(c["env_kwargs"])) for c in configs}
     if len(shared) > 1:
         raise UsageError("The runs are not all of one environment and one --train-share: audit them apart.")
     data = Data.of(load_dataset(dataset), configs[0].get("train_share", 1.0))
     task = (configs[0]["env"], configs[0]["env_kwargs"])
-    guardian = KernelGuardian.fit(pairs_of(data.train.observations, data.train.actions))
+    guardian = KernelGuardian.fit(pairs_of(data.train.observations, data.train.actions), ALPHA)
     died = data.died
     seen = None if died is None else np.delete(died, data.unseen)
     worlds = {"train": RecordedWorld(data.train, seen), "all": RecordedWorld(data.whole, died)}
@@ -300,7 +302,7 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, metavar="FILE", help="the whole dataset that they learnt a part of")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write audit.md, audit.json and audit.png there")
     args = parser.parse_args()
-    folders = sorted({path.parent for root in args.runs for path in root.rglob("manifest.json") if path.parent.name != "checkpoint"})
+    folders = sorted({path.parent for root in args.runs for path in root.rglob("model.zip")})
     try:
         about, judged = audit(folders, args.dataset)
     except UsageError as error:

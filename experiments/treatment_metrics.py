@@ -36,8 +36,10 @@ def intensification(
     :param both: whether all doses have to be higher, or one of them
     :return: nan where nothing is needed
     """
-    higher = recommended > reference + margin
-    return float((higher.all(1) if both else higher.any(1))[need].mean()) if need.any() else float("nan")
+    higher = np.asarray(recommended > reference + margin)[need]
+    if not len(higher):
+        return float("nan")
+    return float(np.mean(higher.all(axis=1) if both else higher.any(axis=1)))
 
 
 def change(actions: np.ndarray, ends: np.ndarray) -> np.ndarray:

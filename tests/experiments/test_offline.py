@@ -118,7 +118,7 @@ def test_an_interrupted_collection_goes_on(data, tether, tmp_path, monkeypatch):
     from tether.experiments import collect
 
     words = ["collect", "PointRobot-v0", "--steps", 2500]
-    run, rounds = collect._run_round, []
+    run, rounds = collect.run_round, []
 
     def interrupted(*arguments):
         if len(rounds) == 2:
@@ -126,7 +126,7 @@ def test_an_interrupted_collection_goes_on(data, tether, tmp_path, monkeypatch):
         rounds.append(1)
         return run(*arguments)
 
-    monkeypatch.setattr(collect, "_run_round", interrupted)
+    monkeypatch.setattr(collect, "run_round", interrupted)
     assert tether(*words, "--out", tmp_path / "set.hdf5").code == 130
     assert not (tmp_path / "set.hdf5").exists()
     random = ["--seed", 1, "--behaviour", "random"]
@@ -134,7 +134,7 @@ def test_an_interrupted_collection_goes_on(data, tether, tmp_path, monkeypatch):
     assert other.code == 2
     assert "rounds of another collection" in other.err
     rounds.clear()
-    monkeypatch.setattr(collect, "_run_round", lambda *arguments: rounds.append(1) or run(*arguments))
+    monkeypatch.setattr(collect, "run_round", lambda *arguments: rounds.append(1) or run(*arguments))
     assert tether(*words, "--out", tmp_path / "set.hdf5").code == 0
     assert (tmp_path / "set.hdf5").read_bytes() == (data[0] / "set.hdf5").read_bytes()
     assert 0 < len(rounds) < 2500 // 8
