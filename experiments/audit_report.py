@@ -91,7 +91,7 @@ def _plain_words(judged: Judged) -> Iterator[str]:
     yield (
         "The world of the nearest recorded transition answers every action, also one that nobody took in that state, with "
         "what once followed something similar. It shows whether an optimiser does what it is told in that world: lowers what "
-        "is constrained, stays where there are data. It does not show that a policy is good: a policy that learns which recorded "
+        "is constrained, stays where there are data. It does not show that a policy is good: one that learns which recorded "
         "patients to jump to is estimated to be excellent, and its patients fare as all others do."
     )
     yield ""

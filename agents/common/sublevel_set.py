@@ -45,14 +45,13 @@ class SublevelSet:
         covered = math.ceil((1.0 - alpha) * len(points))
         if covered <= features.shape[1]:
             raise ValueError(f"{covered} points to cover are too few for {features.shape[1]} monomials: lower the degree.")
-        values = _quadratic(features, _root(features.T @ features / len(features)))
-        chosen = values.argsort(stable=True)[:covered]
-        for _ in range(ROUNDS):
-            root = _smallest_cover(features[chosen])
-            before, chosen = chosen, _quadratic(features, root).argsort(stable=True)[:covered]
-            if th.equal(before.sort().values, chosen.sort().values):
-                break
-        return cls(scale, exponents, root)
+        # The problem has local optima: the smaller of two sets, begun without the points that are far by the moments of all
+        # monomials, and without those that are far from the middle.
+        scaled = scale.scaled(points).double()
+        middle = scaled.median(0).values
+        far = (_quadratic(features, _root(features.T @ features / len(features))), (scaled - middle).square().sum(1))
+        roots = [_concentrated(features, values.argsort(stable=True)[:covered]) for values in far]
+        return cls(scale, exponents, max(roots, key=lambda root: float(th.linalg.slogdet(root).logabsdet)))
 
     def value(self, points: th.Tensor) -> th.Tensor:
         """q at (B, n) points, (B,) float64."""
@@ -102,6 +101,16 @@ def _root(moments: th.Tensor) -> th.Tensor:
     eye = th.eye(len(moments), dtype=moments.dtype, device=moments.device)
     lower = th.linalg.cholesky(moments + 1e-12 * moments.trace() * eye)
     return th.linalg.solve_triangular(lower, eye, upper=False).T
+
+
+def _concentrated(features: th.Tensor, chosen: th.Tensor) -> th.Tensor:
+    """L of a set that covers as many points as are ``chosen``, from where no round makes it smaller."""
+    for _ in range(ROUNDS):
+        root = _smallest_cover(features[chosen])
+        before, chosen = chosen, _quadratic(features, root).argsort(stable=True)[: len(chosen)]
+        if th.equal(before.sort().values, chosen.sort().values):
+            break
+    return root
 
 
 def _smallest_cover(features: th.Tensor) -> th.Tensor:
