@@ -124,4 +124,4 @@ def _smallest_cover(features: th.Tensor) -> th.Tensor:
             break
         weights = weights * values
         weights /= weights.sum()
-    return root / math.sqrt(m * float(values.max()))
+    return root / math.sqrt(m * float(values.max()) * (1.0 + 1e-9))  # rounding leaves no covered point outside
