@@ -282,6 +282,12 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
     return about, judged
 
 
+def run_folders(roots: Sequence[Path]) -> list[Path]:
+    """All folders of runs that hold a model, in the folders and below."""
+    models = (path for root in roots for path in root.rglob("model.zip"))
+    return sorted({path.parent for path in models if path.parent.parent.name != "checkpoint"})
+
+
 def exact_is_known(task: tuple[str, dict[str, Any]]) -> bool:
     """Whether :func:`exact` knows this environment."""
     return task[0].startswith("Sepsis/") and task[1].get("representation") == "features"
@@ -302,9 +308,8 @@ def main() -> None:
     parser.add_argument("--dataset", required=True, metavar="FILE", help="the whole dataset that they learnt a part of")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write audit.md, audit.json and audit.png there")
     args = parser.parse_args()
-    folders = sorted({path.parent for root in args.runs for path in root.rglob("model.zip")})
     try:
-        about, judged = audit(folders, args.dataset)
+        about, judged = audit(run_folders(args.runs), args.dataset)
     except UsageError as error:
         sys.exit(str(error))
     command = f"python -m tether.experiments.audit {' '.join(map(str, args.runs))} --dataset {args.dataset}"

@@ -126,7 +126,7 @@ def test_rewards() -> None:
 
 def test_contract() -> None:
     env = features()
-    check_env(env.unwrapped, skip_render_check=True)
+    check_env(sepsis.SepsisFeatures(), skip_render_check=True)
     assert (env.spec.id, env.spec.max_episode_steps) == (ID, 20)
     trajectories = []
     for seed in (0, 0, 1):
