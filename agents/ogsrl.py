@@ -149,6 +149,8 @@ class OGSRL(OfflineAgent):
         None: what the data's own episodes cost
     :param guarded: whether leaving the data is a constraint ("G")
     :param ood_limit: cbar_g, of the discounted number of steps outside; None: ``alpha`` of the data's own steps
+    :param tightening: share of every limit that is kept as a margin: the paper's theorems ask for one that covers the errors
+        of model and estimate, and imagined costs are means over few episodes
     :param mode: ``constraint`` is the paper's. In ``absorb``, as in the released code, an episode that leaves the data
         stays where it is, and each step from there on has the reward -25 and the cost 1
     :param method: ``dual`` solves for the step under all constraints; ``lagrangian`` takes a step of TRPO on reward and
@@ -198,6 +200,7 @@ class OGSRL(OfflineAgent):
         cost_limits: float | Sequence[float] | None = None,
         guarded: bool = True,
         ood_limit: float | None = None,
+        tightening: float = 0.0,
         mode: str = "constraint",
         method: str = "dual",
         multiplier_rate: float = 0.1,
@@ -224,6 +227,8 @@ class OGSRL(OfflineAgent):
         ):  # fmt: skip
             if value not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {value!r}.")
+        if not 0.0 <= tightening < 1.0:
+            raise ValueError(f"tightening lies in [0, 1), not {tightening}.")
         if not kl > 0.0 or not 0.0 < alpha < 1.0 or not 0.0 <= gae_lambda <= 1.0:
             raise ValueError(f"kl is above 0, alpha in (0, 1), gae_lambda in [0, 1], not {kl}, {alpha} and {gae_lambda}.")
         super().__init__(
@@ -234,7 +239,7 @@ class OGSRL(OfflineAgent):
         self.kl, self.damping, self.cg_iterations, self.fisher_steps = kl, damping, cg_iterations, fisher_steps
         self.value_steps, self.value_batch_size = value_steps, value_batch_size
         self.constrained, self.cost_limits, self.guarded, self.ood_limit = constrained, cost_limits, guarded, ood_limit
-        self.mode, self.method = mode, method
+        self.tightening, self.mode, self.method = tightening, mode, method
         self.multiplier_rate, self.multiplier_max = multiplier_rate, multiplier_max
         self.guardian, self.alpha, self.bandwidth, self.degree = guardian, alpha, bandwidth, degree
         self.dynamics = dynamics
@@ -293,7 +298,7 @@ class OGSRL(OfflineAgent):
         return {"observations": self.policy.normalized(data.observations[begins])}
 
     def _limits_of(self, data: OfflineData) -> th.Tensor:
-        """cbar of every constraint, (m,): as given, or what the data's own episodes have within the horizon."""
+        """cbar of every constraint, (m,), tightened: as given, or what the data's own episodes have within the horizon."""
         steps = _steps_of(data)
         weight = th.where(steps < self.horizon, self.gamma ** steps.double(), 0.0)
 
@@ -309,7 +314,7 @@ class OGSRL(OfflineAgent):
                 limits = given.tolist()
         if self.constraint_names and self.constraint_names[-1:] == ["ood"]:
             limits.append(self.alpha * mean(th.ones_like(steps)) if self.ood_limit is None else self.ood_limit)
-        return th.tensor(limits, dtype=th.float32, device=self.device)
+        return th.tensor(limits, dtype=th.float32, device=self.device) * (1.0 - self.tightening)
 
     # ------------------------------------------------------------------ imagination
 

@@ -119,6 +119,7 @@ def test_limits_are_what_the_data_cost():
     assert agent._limits.tolist() == pytest.approx([costs, 0.05 * discounts.sum() / 40], rel=1e-5)
     given = prepared(dataset, cost_limits=[0.25], ood_limit=0.5)
     assert given._limits.tolist() == [0.25, 0.5]
+    assert prepared(dataset, cost_limits=[0.25], ood_limit=0.5, tightening=0.2)._limits.tolist() == pytest.approx([0.2, 0.4])
 
 
 # ---------------------------------------------------------------------- imagined episodes
