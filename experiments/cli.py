@@ -121,7 +121,7 @@ def _add_report(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
-    p.add_argument("what", choices=("on-policy", "offline", "inference", "images", "safety"))
+    p.add_argument("what", choices=("on-policy", "offline", "inference", "images", "safety", "guardian"))
     p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
@@ -249,6 +249,13 @@ def _bench(args: argparse.Namespace) -> int:
             print(offline(args.out, args.only, args.rounds, args.seconds, command))
         else:
             print(inference(args.out, args.rounds, command))
+        return 0
+    if args.what == "guardian":
+        from .bench_guardian import guardian
+
+        if args.env or args.only:
+            raise UsageError("`tether bench guardian` measures on random data of one size: leave out --env and --only.")
+        print(guardian(args.out, args.rounds, command=command))
         return 0
     if args.what == "safety":
         from .bench_safety import safety

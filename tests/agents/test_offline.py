@@ -362,7 +362,8 @@ def test_splitting_leaves_the_random_numbers_alone():
         ("FISOR", {"expectile": 0.3}), ("CPQ", {"n_samples": 0}), ("CPQ", {"cost_limit": -1.0}),
         ("BCQLag", {"pid": (0.1, 0.2)}), ("TD3BC", {"alpha": 0.0}), ("PRDC", {"beta": float("inf")}),
         ("IQL", {"expectile": 1.0}), ("CQL", {"n_candidates": 0}), ("OGSRL", {"mode": "absorbed"}), ("OGSRL", {"kl": 0.0}),
-        ("OGSRL", {"method": "primal"}), ("OGSRL", {"guardian": "forest"}), ("OGSRL", {"horizon": 0}), ("OGSRL", {"tightening": 1.0}),
+        ("OGSRL", {"method": "primal"}), ("OGSRL", {"guardian": "forest"}), ("OGSRL", {"horizon": 0}),
+        ("OGSRL", {"tightening": 1.0}),
         ("BC", {"batch_size": 0}), ("BC", {"seeds": 0}), ("IQL", {"gamma": 1.0}),
     ],
 )  # fmt: skip

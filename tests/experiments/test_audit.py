@@ -87,7 +87,7 @@ def test_limits_are_of_the_training_part():
     data = Data.of(dataset, 0.5)
     assert len(data.unseen) == 1
     assert data.limits()[0] == pytest.approx(0.0 if data.unseen[0] == 1 else 0.99)
-    with pytest.raises(UsageError, match="none is left: train with --train-share 0.6"):
+    with pytest.raises(UsageError, match=r"none is left: train with --train-share 0\.6"):
         Data.of(dataset, 1.0)
 
 

@@ -1,4 +1,4 @@
-"""`tether bench offline` and `inference`: who takes part, and what is written."""
+"""`tether bench offline`, `inference` and `guardian`: who takes part, and what is written."""
 
 from __future__ import annotations
 
@@ -30,3 +30,14 @@ def test_time_to_act(tether, tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert "| FISOR, reduced (16 candidates, 5 steps) " in (tmp_path / "inference.md").read_text()
     assert "leave out --env and --only" in tether("bench", "inference", "--only", "BC").err
+
+
+def test_speed_of_the_guardian(tether, tmp_path, monkeypatch):
+    for name, value in {"REFERENCES": 400, "QUERIES": 300, "ITERATIONS": 2}.items():
+        monkeypatch.setattr(f"tether.experiments.bench_guardian.{name}", value)
+    outcome = tether("bench", "guardian", "--rounds", 1, "--out", tmp_path)
+    assert outcome.code == 0, outcome.err
+    result = json.loads((tmp_path / "guardian.json").read_text())
+    assert {"Tether, exact densities", "Tether, labels", "OGSRL, iterations"} <= set(result["per second"])
+    assert "hours at that rate" in (tmp_path / "guardian.md").read_text()
+    assert "leave out --env and --only" in tether("bench", "guardian", "--only", "BC").err
