@@ -177,3 +177,17 @@ def test_the_same_audit_twice(lab, monkeypatch):
     first = audit([folder / "Sepsis--ICU-Sepsis-v2" / "OGSRL" / "seed-0"], path)[1][1]
     second = audit([folder / "Sepsis--ICU-Sepsis-v2" / "OGSRL" / "seed-0"], path)[1][1]
     assert audits.plain(first) == audits.plain(second)
+
+
+def test_days_of_the_diabetic(tether, tmp_path):
+    if not installed("glucosim"):
+        pytest.skip("glucosim is not installed")
+    outcome = tether("collect", "tether/Glucose-v0", "--out", tmp_path / "days.hdf5", "--steps", 1000)
+    assert outcome.code == 0, outcome.err
+    data = load_dataset(tmp_path / "days.hdf5")
+    assert data.meta["cost_names"] == ["hypoglycaemia", "hyperglycaemia"]
+    assert (data.episodes().lengths == 96).all()
+    assert data.timeouts[data.episode_ends].all()
+    basal = np.array([data.actions[start : end + 1, 0].mean() for start, end in zip(
+        data.episode_starts, data.episode_ends, strict=True)])  # fmt: skip
+    assert basal.std() > 0.05  # every clinician has habits of its own
