@@ -428,11 +428,14 @@ class OGSRL(OfflineAgent):
         fisher = actor.fisher_product(observations[:, ::every], some / some.sum(1, keepdim=True))
         step, objective, recovers = self._solve(lambda v: fisher(v) + self.damping * v, gradients, excess)
 
+        returns = recovers | ((excess > 0.0).any(1) if self.method == "dual" else recovers)
+
         @th.no_grad()
         def accepts() -> tuple[th.Tensor, th.Tensor]:
             change = surrogates() - at_first.detach()
             divergence = (actor.kl_from(mean, log_std, observations) * alive).sum(1)
-            better = ((change * objective).sum(1) < 0.0) | recovers
+            # On the way back to a violated constraint the objective may have to get worse.
+            better = ((change * objective).sum(1) < 0.0) | returns
             safe = th.ones_like(better)
             if self.method == "dual":
                 safe = (excess + change[:, 1:] <= excess.clamp(min=0.0)).all(1)
@@ -440,7 +443,7 @@ class OGSRL(OfflineAgent):
 
         accepted, divergence = self._backtrack(step, accepts)
         return {
-            "trust_region": divergence.mean(), "trust_region_bound": th.tensor(self.kl), "accepted": accepted.float().mean(),
+            "trust_region": divergence.mean(), "trust_region_bound": th.tensor(self.kl, device=self.device), "accepted": accepted.float().mean(),
             "recovery": recovers.float().mean(),
         }  # fmt: skip
 
@@ -452,7 +455,8 @@ class OGSRL(OfflineAgent):
         weights = th.zeros(self.seeds, len(gradients), device=self.device)
         weights[:, 0] = 1.0
         if self.method == "lagrangian":
-            nu = self.policy.nu.add_(self.multiplier_rate * excess).clamp_(0.0, self.multiplier_max)
+            rise = th.where(excess.isfinite(), self.multiplier_rate * excess, -self.multiplier_max)  # no limit: down to 0
+            nu = self.policy.nu.add_(rise).clamp_(0.0, self.multiplier_max)
             weights[:, 1:] = nu
             # A multiplier of 0 leaves the gradient as it is, also where the limit is infinite.
             combined = gradients[0] + th.where(nu.T.unsqueeze(2) > 0.0, nu.T.unsqueeze(2) * gradients[1:], 0.0).sum(0)
@@ -521,7 +525,8 @@ class OGSRL(OfflineAgent):
         expected = self.expected(rollout).mean(0)
         told = {"imagined/return": expected[0], "imagined/length": rollout.alive.float().sum(0).mean()}
         for j, name in enumerate(self.constraint_names or ()):
-            told |= {f"imagined/{name}": expected[1 + j], f"limit/{name}": self._limits[j]}
+            told[f"imagined/{name}"] = expected[1 + j]
+            told |= {f"limit/{name}": self._limits[j]} if np.isfinite(float(self._limits[j])) else {}
             told[f"nu/{name}"] = self.policy.nu[:, j].mean()
         return told | {"std": self.policy.actor.log_std.exp().mean()}
 

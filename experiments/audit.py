@@ -191,12 +191,13 @@ def judge(
     with th.random.fork_rng():
         th.manual_seed(0)
         real = simulate(*task, act, guardian)
+        steadiness = change(real.pop("actions"), real.pop("ends"))
         return {
             "train": worlds["train"].imagine(act, starts(data.train), horizon, guardian),
             "all": worlds["all"].imagine(act, starts(data.test), horizon, guardian),
             "real": {**real, **exact(*task, act)},
             **on_logged(act, data.test),
-            "change": change(real.pop("actions"), real.pop("ends")),
+            "change": steadiness,
         }
 
 
