@@ -443,8 +443,8 @@ class OGSRL(OfflineAgent):
 
         accepted, divergence = self._backtrack(step, accepts)
         return {
-            "trust_region": divergence.mean(), "trust_region_bound": th.tensor(self.kl, device=self.device), "accepted": accepted.float().mean(),
-            "recovery": recovers.float().mean(),
+            "trust_region": divergence.mean(), "trust_region_bound": th.tensor(self.kl, device=self.device),
+            "accepted": accepted.float().mean(), "recovery": recovers.float().mean(),
         }  # fmt: skip
 
     @th.no_grad()
