@@ -14,6 +14,7 @@ from .atomic import replace_file
 from .min_max import MinMax
 
 SURE = 1e-5  # relative error that sums in float32 stay below
+ROUNDING = 1e-9  # relative, of sums in float64: what equals the threshold lies inside
 FLOAT32_EXPONENT = 60.0  # of |x|^2 and |y|^2 over 2 sigma^2 together, up to which that holds
 CHUNK = {"cpu": 2**20, "cuda": 2**26}  # kernel values at a time: those that stay in a cache, or 256 MB
 FIRST = 1024  # reference points after which queries are looked at for the first time
@@ -66,7 +67,7 @@ class KernelGuardian:
     def density(self, points: th.Tensor) -> th.Tensor:
         """f at (B, n) points in the units of the reference set, (B,) float64, to within 1e-5 of itself."""
         scaled = self.scale.scaled(points)
-        coarse = (scaled.square().sum(1) + self._largest) / (2.0 * self.bandwidth**2) > FLOAT32_EXPONENT
+        coarse = self._is_coarse(scaled)
         sums = th.empty(len(points), dtype=th.float64, device=points.device)
         sums[~coarse] = self._sums(scaled[~coarse].float(), self._float32).double()
         sums[coarse] = self._sums(scaled[coarse].double(), self._float64)
@@ -81,19 +82,25 @@ class KernelGuardian:
         scaled = self.scale.scaled(points)
         needed = self.threshold * self.bandwidth * math.sqrt(2.0 * math.pi) * len(self.references)
         if points.device.type != "cpu":
-            return self._sums(scaled.float(), self._float32) < needed
-        sums, open_rows, first = th.zeros(len(points)), th.arange(len(points)), 0
+            return self.density(points) < self.threshold * (1.0 - ROUNDING)
+        coarse = self._is_coarse(scaled)
+        sums, open_rows, first = th.zeros(len(points)), (~coarse).nonzero().squeeze(1), 0
         while len(open_rows) and first < len(self.references):
             size = FIRST if first == 0 else first
             sums[open_rows] += self._sums(scaled[open_rows].float(), self._float32[:, first : first + size])
             open_rows, first = open_rows[sums[open_rows] < needed * (1.0 + SURE)], first + size
         unsure = open_rows[sums[open_rows] > needed * (1.0 - SURE)]
+        unsure = th.cat([unsure, coarse.nonzero().squeeze(1)])
         outside = sums < needed
         if len(unsure):
-            outside[unsure] = self._sums(scaled[unsure].double(), self._float64) < needed
+            outside[unsure] = self._sums(scaled[unsure].double(), self._float64) < needed * (1.0 - ROUNDING)
         return outside
 
     # ------------------------------------------------------------------ sums of kernels
+
+    def _is_coarse(self, scaled: th.Tensor) -> th.Tensor:
+        """Of which points float32 gives no sum to within 1e-5, (B,) bool."""
+        return (scaled.square().sum(1) + self._largest) / (2.0 * self.bandwidth**2) > FLOAT32_EXPONENT
 
     def _sums(self, scaled: th.Tensor, right: th.Tensor) -> th.Tensor:
         """sum_i exp(-|x - y_i|^2 / (2 sigma^2)), (B,): one product, one exponential and one sum for each chunk."""

@@ -62,6 +62,15 @@ def test_early_stopping_gives_the_labels_of_the_whole_sum():
     assert np.array_equal(guardian.outside(queries).numpy(), expected)
 
 
+@pytest.mark.parametrize("bandwidth", [0.05, 0.2])
+def test_labels_of_small_bandwidths(bandwidth):
+    """Isolated points have a sum of about 1, which then is the threshold: float32 cannot tell them apart."""
+    points = 2.0 * th.rand(800, 6, generator=th.Generator().manual_seed(0)) - 1.0
+    guardian = KernelGuardian.fit(points, 0.05, bandwidth)
+    expected = naive_density(guardian, points) < guardian.threshold * (1.0 - 1e-9)
+    assert np.array_equal(guardian.outside(points).numpy(), expected)
+
+
 def test_on_the_threshold_is_inside():
     """With 21 points and alpha 0.05 the quantile is the second smallest density itself."""
     points = cloud(21, 2)
