@@ -14,7 +14,8 @@ from tether.agents import CQL, OGSRL, DataError
 from tether.agents.common.advantages import generalized_advantage
 from tether.agents.common.conjugate_gradient import conjugate_gradient
 from tether.agents.common.offline_data import OfflineData
-from tether.agents.ogsrl import FROZEN_REWARD, Rollout
+from tether.agents.ogsrl.ogsrl import Rollout
+from tether.agents.ogsrl.world import FROZEN_REWARD
 from tether.envs import OfflineDataset, linear_patient, make_env
 
 SMALL = {"n_episodes": 8, "horizon": 5, "value_batch_size": 16, "policy_kwargs": {"net_arch": [16]}}

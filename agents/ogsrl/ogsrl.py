@@ -17,78 +17,24 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
-from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
-from torch import nn
 
-from .common.advantages import generalized_advantage
-from .common.batched import BatchedMLP, torch_default
-from .common.batched_gaussian import BatchedGaussian
-from .common.conjugate_gradient import conjugate_gradient
-from .common.constrained_step import constrained_step
-from .common.finite import NonFiniteError
-from .common.guardian import KernelGuardian, scott
-from .common.min_max import MinMax
-from .common.nearest_model import NearestModel
-from .common.offline import Batch, Draw, OfflineAgent, require_at_least
-from .common.offline_data import DataError, OfflineData
-from .common.offline_policy import OfflinePolicy
-from .common.sublevel_set import SublevelSet
+from ..common.advantages import generalized_advantage
+from ..common.conjugate_gradient import conjugate_gradient
+from ..common.constrained_step import constrained_step
+from ..common.finite import NonFiniteError
+from ..common.min_max import MinMax
+from ..common.offline import Batch, Draw, OfflineAgent, require_at_least
+from ..common.offline_data import DataError, OfflineData
+from .policy import OGSRLPolicy
+from .world import World
 
-FROZEN_REWARD = -25.0  # of every step from the first one outside on, with mode="absorb"
 BACKTRACK, HALVINGS = 0.8, 30
 METHODS = ("dual", "lagrangian")
 MODES = ("constraint", "absorb")
 GUARDIANS = ("kernel", "polynomial")
 DYNAMICS = ("nearest", "density")
-
-
-class OGSRLPolicy(OfflinePolicy):
-    """A Gaussian with tanh networks, not squashed, and as many values as there are signals: of reward, costs, ghat.
-
-    Inside, observations and actions are scaled to [-1, 1] by the data's minima and maxima.
-
-    :param net_arch: hidden units of all networks
-    :param log_std: of the Gaussian, at first
-    :param constraints: number of values beside the reward's; the agent sets it
-    """
-
-    action_middle: th.Tensor
-    action_half: th.Tensor
-
-    def __init__(
-        self,
-        observation_space: spaces.Box,
-        action_space: spaces.Box,
-        lr_schedule: Schedule | None = None,
-        seeds: int = 1,
-        net_arch: tuple[int, ...] = (128, 128),
-        log_std: float = -0.5,
-        constraints: int = 0,
-    ) -> None:
-        super().__init__(
-            observation_space, action_space, lr_schedule, seeds, net_arch=net_arch, log_std=log_std, constraints=constraints
-        )
-        self.actor = BatchedGaussian(seeds, self.obs_dim, self.action_dim, net_arch, log_std)
-        self.signals = 1 + constraints
-        self.values = BatchedMLP(seeds * self.signals, self.obs_dim, net_arch, 1, nn.Tanh, torch_default)
-        # Lagrange multipliers, of optimizer="lagrangian"; of "dual" those of the latest step.
-        self.nu = nn.Parameter(th.zeros(seeds, constraints), requires_grad=False)
-        self.register_buffer("action_middle", th.zeros(self.action_dim))
-        self.register_buffer("action_half", th.ones(self.action_dim))
-
-    def value(self, observations: th.Tensor) -> th.Tensor:
-        """V of every signal at scaled observations: (S, B, o) to (S, K, B)."""
-        seeds, size, width = observations.shape
-        repeated = observations.unsqueeze(1).expand(seeds, self.signals, size, width).reshape(-1, size, width)
-        return self.values(repeated).view(seeds, self.signals, size)
-
-    def act(self, observations: th.Tensor, deterministic: bool) -> th.Tensor:
-        """The mean or a sample, in the data's units and clipped to [-1, 1]: (S, B, d)."""
-        mean, log_std = self.actor(observations)
-        scaled = mean if deterministic else mean + log_std.exp() * th.randn_like(mean)
-        return (self.action_middle + self.action_half * scaled).clamp(-1.0, 1.0)
 
 
 class Rollout(NamedTuple):
@@ -540,61 +486,6 @@ class OGSRL(OfflineAgent):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_world", "_limits"]
-
-
-class World:
-    """The training data as a world: guardian and recorded transitions, in the units of the agent's networks.
-
-    :param agent: whose settings it follows
-    :param pairs: (N, o + d) recorded (s, a)
-    """
-
-    def __init__(self, agent: OGSRL, data: OfflineData, pairs: th.Tensor, scale: MinMax) -> None:
-        self.scale, self.absorbs = scale, agent.mode == "absorb"
-        self.guardian: KernelGuardian | SublevelSet | None = None
-        if agent.guarded:
-            if agent.guardian == "kernel":
-                self.guardian = KernelGuardian.fit(pairs, agent.alpha, agent.bandwidth)
-            else:
-                self.guardian = SublevelSet.fit(pairs, agent.alpha, agent.degree)
-        scaled = scale.scaled(pairs)
-        bandwidth = agent.bandwidth or scott(*pairs.shape)
-        self.model = NearestModel(scaled, bandwidth if agent.dynamics == "density" else None)
-        outside = [] if self.guardian is None else [self.guardian.outside(pairs).float().unsqueeze(1)]
-        costs = [data.cost_columns] if agent.constrained and data.cost_columns is not None else []
-        self.following = agent.policy.normalized(data.next_observations)
-        self.signals = th.cat([data.rewards.unsqueeze(1), *costs], 1)
-        self.own_label = outside[0].squeeze(1) > 0.0 if outside else None
-        self.terminals = data.terminals > 0.0
-        self.frozen = th.tensor([FROZEN_REWARD] + [1.0] * len(agent.constraint_names or ()), device=pairs.device)
-
-    def step(
-        self, states: th.Tensor, actions: th.Tensor, going: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
-        """What follows (S, E, o) and (S, E, d), scaled, in the episodes that are going on (S, E); 0 in the others.
-
-        :return: next states, signals (S, E, K), whether the pair lies outside (S, E), whether the episode ends (S, E)
-        """
-        pairs = th.cat([states, actions], 2)[going]
-        rows = self.model.rows(pairs)
-        signals, outside = self.signals[rows], th.zeros(len(pairs), dtype=th.bool, device=pairs.device)
-        if self.guardian is not None:
-            outside = self.guardian.outside(self.scale.raw(pairs))
-            if self.absorbs:
-                assert self.own_label is not None
-                outside = outside | self.own_label[rows]
-            else:
-                signals = th.cat([signals, outside.float().unsqueeze(1)], 1)
-        parts = (self.following[rows], signals, outside, self.terminals[rows])
-        following, values, out, ends = (_placed(part, going) for part in parts)
-        return following, values, out, ends
-
-
-def _placed(values: th.Tensor, going: th.Tensor) -> th.Tensor:
-    """(n, ...) values in the n places where (S, E) ``going`` holds, 0 elsewhere."""
-    places = values.new_zeros(*going.shape, *values.shape[1:])
-    places[going] = values
-    return places
 
 
 def _steps_of(data: OfflineData) -> th.Tensor:
