@@ -82,6 +82,12 @@ class OfflineData:
         """(N,) number of each row's episode, from 0 on."""
         return self.ends.long().cumsum(0) - self.ends.long()
 
+    @property
+    def step_of(self) -> th.Tensor:
+        """(N,) number of each row within its episode, from 0 on."""
+        rows = th.arange(len(self), device=self.rewards.device)
+        return rows - rows[self.ends.roll(1)][self.episode_of]
+
     def per_episode(self, values: th.Tensor) -> th.Tensor:
         """Sums of ``values`` (N,) over episodes, (episodes,) float64."""
         sums = th.zeros(int(self.ends.sum()), dtype=th.float64, device=values.device)

@@ -13,7 +13,7 @@ from it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -28,6 +28,7 @@ from ..common.min_max import MinMax
 from ..common.offline import Batch, Draw, OfflineAgent, require_at_least
 from ..common.offline_data import DataError, OfflineData
 from .policy import OGSRLPolicy
+from .rollout import Rollout, Steps, by_seed
 from .world import World
 
 BACKTRACK, HALVINGS = 0.8, 30
@@ -35,40 +36,6 @@ METHODS = ("dual", "lagrangian")
 MODES = ("constraint", "absorb")
 GUARDIANS = ("kernel", "polynomial")
 DYNAMICS = ("nearest", "density")
-
-
-class Rollout(NamedTuple):
-    """Imagined episodes of T steps, E for each of S seeds; K signals: the reward, the costs, ghat.
-
-    :param observations: (T + 1, S, E, o), scaled
-    :param actions: (T, S, E, d), scaled
-    :param signals: (T, S, E, K)
-    :param alive: (T, S, E) bool, the episode has not ended before this step
-    :param ends: (T, S, E) bool, it ends with this step
-    """
-
-    observations: th.Tensor
-    actions: th.Tensor
-    signals: th.Tensor
-    alive: th.Tensor
-    ends: th.Tensor
-
-
-class Steps(NamedTuple):
-    """The alive steps of a rollout, B of them and, where the seeds have not equally many, some that weigh nothing.
-
-    :param observations: (S, B, o), scaled
-    :param actions: (S, B, d), scaled
-    :param weights: (S, K, B), what ratios are multiplied with to give the K surrogates
-    :param returns: (S, K, B), what the values should be
-    :param alive: (S, B), 1 over the number of steps where the step is one, 0 where it is not
-    """
-
-    observations: th.Tensor
-    actions: th.Tensor
-    weights: th.Tensor
-    returns: th.Tensor
-    alive: th.Tensor
 
 
 class OGSRL(OfflineAgent):
@@ -245,7 +212,7 @@ class OGSRL(OfflineAgent):
 
     def _limits_of(self, data: OfflineData) -> th.Tensor:
         """cbar of every constraint, (m,), tightened: as given, or what the data's own episodes have within the horizon."""
-        steps = _steps_of(data)
+        steps = data.step_of
         weight = th.where(steps < self.horizon, self.gamma ** steps.double(), 0.0)
 
         def mean(values: th.Tensor) -> float:
@@ -301,7 +268,7 @@ class OGSRL(OfflineAgent):
         """
         steps, seeds, episodes, count = rollout.signals.shape
         with th.no_grad():
-            values = self.policy.value(_by_seed(rollout.observations))
+            values = self.policy.value(by_seed(rollout.observations))
         values = values.view(seeds, count, steps + 1, episodes).permute(2, 0, 3, 1)
         ends = rollout.ends.unsqueeze(3).expand_as(rollout.signals)
         found = generalized_advantage(
@@ -337,11 +304,11 @@ class OGSRL(OfflineAgent):
     def alive_steps(self, rollout: Rollout) -> Steps:
         """What the policy's and the values' steps are computed on."""
         advantages, returns = self.advantages(rollout)
-        alive = _by_seed(rollout.alive.unsqueeze(3)).squeeze(2)
+        alive = by_seed(rollout.alive.unsqueeze(3)).squeeze(2)
         order = alive.byte().argsort(stable=True, dim=1, descending=True)[:, : int(alive.sum(1).max())]
 
         def chosen(values: th.Tensor) -> th.Tensor:
-            return _by_seed(values).take_along_dim(order.unsqueeze(2), 1)
+            return by_seed(values).take_along_dim(order.unsqueeze(2), 1)
 
         weights, count = self.surrogate_weights(rollout, advantages), alive.sum(1, keepdim=True)
         return Steps(
@@ -486,15 +453,3 @@ class OGSRL(OfflineAgent):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_world", "_limits"]
-
-
-def _steps_of(data: OfflineData) -> th.Tensor:
-    """(N,) the number of each row within its episode, from 0 on."""
-    rows = th.arange(len(data), device=data.rewards.device)
-    first = rows[data.ends.roll(1)]
-    return rows - first[data.episode_of]
-
-
-def _by_seed(values: th.Tensor) -> th.Tensor:
-    """(T, S, E, n) as (S, T E, n)."""
-    return values.movedim(1, 0).flatten(1, 2)

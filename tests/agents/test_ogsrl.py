@@ -14,7 +14,7 @@ from tether.agents import CQL, OGSRL, DataError
 from tether.agents.common.advantages import generalized_advantage
 from tether.agents.common.conjugate_gradient import conjugate_gradient
 from tether.agents.common.offline_data import OfflineData
-from tether.agents.ogsrl.ogsrl import Rollout
+from tether.agents.ogsrl.rollout import Rollout
 from tether.agents.ogsrl.world import FROZEN_REWARD
 from tether.envs import OfflineDataset, linear_patient, make_env
 
