@@ -157,7 +157,7 @@ def simulate(env_id: str, env_kwargs: dict[str, Any], act: Act, guardian: Any) -
 
 def exact(env_id: str, env_kwargs: dict[str, Any], act: Act) -> dict[str, Any]:
     """What of it is known without simulation; empty for environments of which nothing is."""
-    if not (env_id.startswith("Sepsis/") and env_kwargs.get("representation") == "features"):
+    if not exact_is_known((env_id, env_kwargs)):
         return {}
     from tether.envs import sepsis
 
@@ -276,7 +276,7 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
         "trained_on": len(data.train), "horizon": int(data.whole.meta["max_episode_steps"]), "limits": data.limits(),
         "logged_value": discounted(data.test.rewards, data.test), "logged_unsafe": logged,
         "logged_death": None if died is None else mortality(died[data.unseen]),
-        "exact": bool(exact_is_known(task)),
+        "exact": exact_is_known(task),
     }  # fmt: skip
     for one in judged:
         one["reduction"] = [reduction(*shares) for shares in zip(one["all"]["unsafe"], logged, strict=True)]

@@ -28,7 +28,8 @@ def markdown(about: dict[str, Any], judged: Judged, command: str) -> Iterator[st
     yield ""
     yield f"`{command}`"
     yield ""
-    truth = "computed exactly" if about["exact"] else f"means over {SIMULATED} simulated episodes"
+    simulated = f"means over {SIMULATED} simulated episodes"
+    truth = f"computed exactly (steps outside and changes of dose: {simulated})" if about["exact"] else simulated
     yield (
         f"Policies learnt from {about['trained_on']:,} of {about['transitions']:,} transitions (`{about['source']}`, "
         f"{about['episodes']:,} episodes), judged twice. *Estimate*: {EPISODES:,} episodes of {about['horizon']} steps at "

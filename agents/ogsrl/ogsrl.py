@@ -7,7 +7,10 @@ with ghat(s, a) = 1 where the guardian finds (s, a) outside the data.
 
 The authors' released code differs, so that its constraint never binds: its violation is always -cbar, and costs have the
 wrong sign. Followed is the paper. What only the code says (network sizes, step sizes, the penalty of ``absorb``) is taken
-from it.
+from it, but not its faults: transitions read from shifted rows, advantages that leak between episodes, standardised value
+targets, a world and a guardian made of validation and test data too. ``absorb`` is its idea on these repaired parts, with
+the constraints of ``constraint`` but the guardian's. "GMB-TRPO" has the guardian as its one constraint here; there it is
+``absorb`` without costs. As there, imagined actions are not clipped, and those of ``predict`` are.
 """
 
 from __future__ import annotations
@@ -375,7 +378,7 @@ class OGSRL(OfflineAgent):
             combined = gradients[0] + th.where(nu.T.unsqueeze(2) > 0.0, nu.T.unsqueeze(2) * gradients[1:], 0.0).sum(0)
             solved = conjugate_gradient(product, combined.unsqueeze(0), self.cg_iterations)[0]
             length = (combined * solved).sum(1, keepdim=True).clamp(min=1e-20)
-            return -solved * (2.0 * self.kl / length).sqrt(), weights, weights[:, 0] < 0.0
+            return -solved * (2.0 * self.kl / length).sqrt(), weights, th.zeros_like(weights[:, 0], dtype=th.bool)
         solved = conjugate_gradient(product, gradients, self.cg_iterations)
         gram = th.einsum("ksp,lsp->skl", gradients.double(), solved.double())
         problems = zip(((gram + gram.mT) / 2.0).cpu().numpy(), excess.double().cpu().numpy(), strict=True)

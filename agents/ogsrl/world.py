@@ -36,11 +36,11 @@ class World:
         scaled = scale.scaled(pairs)
         bandwidth = agent.bandwidth or scott(*pairs.shape)
         self.model = NearestModel(scaled, bandwidth if agent.dynamics == "density" else None)
-        outside = [] if self.guardian is None else [self.guardian.outside(pairs).float().unsqueeze(1)]
         costs = [data.cost_columns] if agent.constrained and data.cost_columns is not None else []
         self.following = agent.policy.normalized(data.next_observations)
         self.signals = th.cat([data.rewards.unsqueeze(1), *costs], 1)
-        self.own_label = outside[0].squeeze(1) > 0.0 if outside else None
+        # In the released code a pair is also outside where the transition that answers is.
+        self.own_label = self.guardian.outside(pairs) if self.guardian is not None and self.absorbs else None
         self.terminals = data.terminals > 0.0
         self.frozen = th.tensor([FROZEN_REWARD] + [1.0] * len(agent.constraint_names or ()), device=pairs.device)
 
@@ -56,8 +56,7 @@ class World:
         signals, outside = self.signals[rows], th.zeros(len(pairs), dtype=th.bool, device=pairs.device)
         if self.guardian is not None:
             outside = self.guardian.outside(self.scale.raw(pairs))
-            if self.absorbs:
-                assert self.own_label is not None
+            if self.own_label is not None:
                 outside = outside | self.own_label[rows]
             else:
                 signals = th.cat([signals, outside.float().unsqueeze(1)], 1)

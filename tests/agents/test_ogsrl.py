@@ -199,7 +199,7 @@ def test_advantages_do_not_leak_between_episodes():
 
 
 def test_surrogates_are_in_the_unit_of_their_constraint():
-    """The gradient of J by the surrogate is that of J by finite differences of its importance-sampled estimate."""
+    """Weights of a constraint add up to the discounted advantages of an episode, those of the loss are standardised."""
     agent = prepared(horizon=5)
     rollout = agent.imagine(agent._data["observations"][:8][None])
     steps = agent.alive_steps(rollout)
@@ -214,7 +214,7 @@ def test_surrogates_are_in_the_unit_of_their_constraint():
     assert float((loss * steps.alive.shape[1]).square().mean()) == pytest.approx(1.0, rel=0.05)
 
 
-def test_a_step_stays_in_the_region_and_lowers_what_it_must():
+def test_steps_stay_in_the_region():
     dataset = treated()
     agent = OGSRL(seed=0, device="cpu", **{**SMALL, "horizon": 20, "n_episodes": 32})
     seen = []
@@ -231,7 +231,7 @@ def test_a_step_stays_in_the_region_and_lowers_what_it_must():
 
 
 def test_all_unsafe_costs_fall():
-    """With a limit of 0 and costs everywhere at first, J_C falls; every step is a recovery while it is far away."""
+    """With a limit of 0 J_C falls, from every first state of the data."""
     dataset = treated(200, limit=0.4)
     agent = OGSRL(seed=0, device="cpu", cost_limits=0.0, guarded=False, horizon=20, policy_kwargs={"net_arch": [32]})
 
@@ -292,7 +292,7 @@ def test_other_guardians_dynamics_and_variants_learn(kwargs):
 
 
 def test_without_guardian_it_is_plain_constrained_optimisation():
-    """An infinite ood_limit leaves the same constraint as guarded=False, and the same first policy step in its direction."""
+    """An infinite ood_limit leaves the same constraint as guarded=False, and imagines the same episodes."""
     plain, free = (prepared(**kw) for kw in ({"guarded": False}, {"ood_limit": math.inf}))
     assert plain.constraint_names == ["cost"]
     assert free.constraint_names == ["cost", "ood"]
