@@ -64,7 +64,8 @@ class CQL(OfflineAgent):
     :param candidate_noise: standard deviation of the latter
     :param guarded: bootstrap with ``ood_value`` where (s', pi(s')) lies outside the data, as in the paper. Its code
         punishes the reward of the transition that is in the data instead
-    :param ood_value: the value that stands for "very bad"
+    :param ood_value: the value that stands for the paper's "large negative value"; None: as far below the lowest return of
+        the data's episodes as that is below the highest. The authors' -25 would be praise where returns are lower
     :param alpha: share of the data that the guardian leaves outside
     :param bandwidth: of its density; None: Scott's rule
     :param resampled: draw episodes so that every joint mode of binned actions is equally frequent, with replacement, and
@@ -99,7 +100,7 @@ class CQL(OfflineAgent):
         n_candidates: int = 12,
         candidate_noise: float = 0.1,
         guarded: bool = False,
-        ood_value: float = -25.0,
+        ood_value: float | None = None,
         alpha: float = 0.05,
         bandwidth: float | None = None,
         resampled: bool = False,
@@ -120,6 +121,7 @@ class CQL(OfflineAgent):
         self.guarded, self.ood_value, self.alpha, self.bandwidth = guarded, ood_value, alpha, bandwidth
         self.resampled = resampled
         self._guardian: KernelGuardian | None = None
+        self._worst = 0.0  # ood_value, once the data are known
         if _init_setup_model:
             self._setup_model()
 
@@ -140,6 +142,8 @@ class CQL(OfflineAgent):
             "going_on": 1.0 - data.terminals,
         }
         if self.guarded:
+            returns = data.per_episode(data.rewards)
+            self._worst = float(2.0 * returns.min() - returns.max()) if self.ood_value is None else self.ood_value
             pairs = th.cat([rows["observations"], rows["actions"]], 1)
             self._guardian = KernelGuardian.fit(pairs, self.alpha, self.bandwidth)
         if not self.resampled:
@@ -165,7 +169,7 @@ class CQL(OfflineAgent):
     # ------------------------------------------------------------------ losses
 
     def target(self, batch: Batch) -> th.Tensor:
-        """y = r + gamma (1 - d) Q'(s', pi'(s')), with ``ood_value`` for Q' where the guardian finds (s', pi') outside."""
+        """y = r + gamma (1 - d) Q'(s', pi'(s')), with the worst value for Q' where the guardian finds (s', pi') outside."""
         following = batch["next_observations"]
         with th.no_grad():
             actions = self.policy.actor_target(following).tanh()
@@ -173,27 +177,32 @@ class CQL(OfflineAgent):
             if self._guardian is not None:
                 pairs = th.cat([following, actions], 2)
                 outside = self._guardian.outside(pairs.flatten(0, 1)).view(q.shape)
-                q = th.where(outside, self.ood_value, q)
+                q = th.where(outside, self._worst, q)
             return batch["rewards"] + self.gamma * batch["going_on"] * q
 
-    def penalty(self, batch: Batch, q: th.Tensor) -> th.Tensor:
-        """log sum_i exp Q(s, a_i) - Q(s, a) over candidates, half of them uniform, half around pi(s): (S, B).
+    @th.no_grad()
+    def candidates(self, observations: th.Tensor) -> th.Tensor:
+        """Actions, half of them uniform, half around pi(s): (S, B, o) to (S, B, n, d)."""
+        own = self.policy.actor(observations).tanh().unsqueeze(2)
+        own = own.repeat(1, 1, self.n_candidates, 1)
+        near = (own + self.candidate_noise * th.randn_like(own)).clamp(-1.0, 1.0)
+        return th.cat([2.0 * th.rand_like(own) - 1.0, near], 2)
 
+    def penalty(self, observations: th.Tensor, candidates: th.Tensor, q: th.Tensor) -> th.Tensor:
+        """log sum_i exp Q(s, a_i) - Q(s, a) over candidates: (S, B).
+
+        :param candidates: a_i, (S, B, n, d)
         :param q: Q(s, a) of the data, (S, B)
         """
-        observations, n = batch["observations"], self.n_candidates
-        with th.no_grad():
-            own = self.policy.actor(observations).tanh().repeat_interleave(n, 1)
-            near = (own + self.candidate_noise * th.randn_like(own)).clamp(-1.0, 1.0)
-            anywhere = 2.0 * th.rand_like(own) - 1.0
-        repeated = observations.repeat_interleave(n, 1)
-        values = [self.policy.critic(repeated, actions)[:, 0].view(*q.shape, n) for actions in (anywhere, near)]
-        return th.cat(values, 2).logsumexp(2) - q
+        n = candidates.shape[2]
+        values = self.policy.critic(observations.repeat_interleave(n, 1), candidates.flatten(1, 2))[:, 0]
+        return values.view(*q.shape, n).logsumexp(2) - q
 
     def critic_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """E[ (Q(s, a) - y)^2 ] + conservatism E[ penalty ]."""
         q = self.policy.critic(batch["observations"], batch["actions"])[:, 0]
-        error, penalty = (q - self.target(batch)).square().mean(1), self.penalty(batch, q).mean(1)
+        error, observations = (q - self.target(batch)).square().mean(1), batch["observations"]
+        penalty = self.penalty(observations, self.candidates(observations), q).mean(1)
         loss = (error + self.conservatism * penalty).sum()
         return loss, {"critic_loss": loss / self.seeds, "penalty": penalty.mean(), "q": q.mean()}
 

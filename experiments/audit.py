@@ -25,6 +25,7 @@ from .treatment_metrics import EPSILONS, change, concordance, intensification, m
 if TYPE_CHECKING:
     from tether.envs import OfflineDataset
 
+TOO_MUCH = ("hypoglycaemia",)  # costs that call for less treatment, not for more
 GAMMA, ALPHA = 0.99, 0.05
 EPISODES = 2000  # imagined, of each policy
 SIMULATED = 200  # of the real environment
@@ -67,6 +68,11 @@ class Data:
         """Of the constraints."""
         return list(self.whole.meta.get("cost_names") or ["cost"])
 
+    @property
+    def horizon(self) -> int:
+        """The time limit of the data, or their longest episode."""
+        return int(self.whole.meta.get("max_episode_steps") or self.whole.episodes().lengths.max())
+
     def limits(self) -> np.ndarray:
         """Discounted cost of the training part's own episodes, (m,): what constrained agents are held to by default."""
         return np.array([discounted(column, self.train) for column in columns_of(self.train).T])
@@ -103,12 +109,13 @@ class RecordedWorld:
         self.following, self.rewards, self.terminals = dataset.next_observations, dataset.rewards, dataset.terminals
         self.costs = columns_of(dataset)
         self.deadly = np.zeros(len(dataset), bool)
+        self.nobody = np.nan if died is None else 0.0  # deaths, where none is seen
         if died is not None:
             self.deadly[dataset.episode_ends] = died & dataset.terminals[dataset.episode_ends]
 
     def imagine(self, act: Act, starts: np.ndarray, horizon: int, guardian: Any) -> dict[str, Any]:
         """Expectations over episodes that begin in ``starts`` (E, o): value, costs, death, length, share of steps outside."""
-        states, going, died = np.array(starts, np.float32), np.arange(len(starts)), np.zeros(len(starts), bool)
+        states, going, died = np.array(starts, np.float32), np.arange(len(starts)), np.full(len(starts), self.nobody)
         value, costs, steps, outside, plain = 0.0, np.zeros(self.costs.shape[1]), 0, 0, np.zeros(self.costs.shape[1])
         for step in range(horizon):
             pairs = pairs_of(states, act(states, going))
@@ -116,7 +123,7 @@ class RecordedWorld:
             value += GAMMA**step * float(self.rewards[rows].sum())
             costs, plain = costs + GAMMA**step * self.costs[rows].sum(0), plain + self.costs[rows].sum(0)
             steps, outside = steps + len(rows), outside + int(guardian.outside(pairs).sum())
-            died[going[self.deadly[rows]]] = True
+            died[going[self.deadly[rows]]] += 1.0
             keep = ~self.terminals[rows]
             states, going = np.asarray(self.following[rows[keep]]), going[keep]
             if not len(going):
@@ -143,8 +150,9 @@ def simulate(env_id: str, env_kwargs: dict[str, Any], act: Act, guardian: Any) -
     from .collect import run_round
 
     envs = [make_env(env_id, **env_kwargs) for _ in range(SIMULATED)]
-    arrays = run_round(envs, act, 12345)
-    died = arrays.pop("died", np.zeros(SIMULATED, bool))
+    low, high = (getattr(envs[0].action_space, end) for end in ("low", "high"))
+    arrays = run_round(envs, lambda o, k: low + (act(o, k) + 1.0) / 2.0 * (high - low), 12345)
+    died = arrays.pop("died", np.full(SIMULATED, np.nan))
     episodes = OfflineDataset(**arrays, meta={"cost_names": arrays["costs"][:1].ravel().tolist()})  # as many as costs
     costs = columns_of(episodes)
     return {
@@ -182,7 +190,7 @@ def judge(
     :param worlds: ``train``, of the training part, and ``all``, of the whole dataset
     :param task: id and arguments of the environment
     """
-    horizon = int(data.whole.meta["max_episode_steps"])
+    horizon = data.horizon
     rng = np.random.default_rng(0)
 
     def starts(part: OfflineDataset) -> np.ndarray:
@@ -206,7 +214,8 @@ def on_logged(act: Act, test: OfflineDataset) -> dict[str, Any]:
     logged = np.asarray(test.actions)
     numbers = np.repeat(np.arange(len(test.episode_ends)), test.episodes().lengths)
     recommended = act(np.asarray(test.observations), numbers)
-    need, span = columns_of(test).sum(axis=1) > 0.0, 2.0 * np.sqrt(logged.shape[1])
+    treatable = [name not in TOO_MUCH for name in test.meta.get("cost_names") or ["cost"]]
+    need, span = columns_of(test)[:, treatable].sum(axis=1) > 0.0, 2.0 * np.sqrt(logged.shape[1])
     later = np.ones(len(test), bool)
     later[test.episode_starts] = False
     rows = np.flatnonzero(later)
@@ -227,7 +236,7 @@ def acting(model: Any) -> Act:
 
     def act(observations: np.ndarray, _: np.ndarray) -> np.ndarray:
         actions = model.predict(np.asarray(observations, np.float32), deterministic=False)[0]
-        return (2.0 * (actions - low) / (high - low) - 1.0).astype(np.float32)
+        return (2.0 * (actions - low) / (high - low) - 1.0).astype(np.float32)  # as datasets have them
 
     return act
 
@@ -250,9 +259,13 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
         raise UsageError(f"There is no finished run in {', '.join(unfinished) or 'what was named'}: name finished ones.")
     configs = [manifest["config"] for manifest in manifests.values() if manifest]
     shared = {(c["env"], c.get("train_share", 1.0), str(c["env_kwargs"])) for c in configs}
+    whole = load_dataset(dataset)
+    learnt = {c.get("dataset") for c in configs} - {whole.meta["sha256"]}
+    if learnt:
+        raise UsageError(f"{dataset} is not the file that the runs learnt from: its sha256 is {whole.meta['sha256']}.")
     if len(shared) > 1:
         raise UsageError("The runs are not all of one environment and one --train-share: audit them apart.")
-    data = Data.of(load_dataset(dataset), configs[0].get("train_share", 1.0))
+    data = Data.of(whole, configs[0].get("train_share", 1.0))
     task = (configs[0]["env"], configs[0]["env_kwargs"])
     guardian = KernelGuardian.fit(pairs_of(data.train.observations, data.train.actions), ALPHA)
     died = data.died
@@ -273,7 +286,7 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
     about = {
         "env": task[0], "env_kwargs": task[1], "source": Path(str(data.whole.meta["source"])).name, "names": data.names,
         "sha256": data.whole.meta["sha256"], "episodes": len(data.whole.episode_ends), "transitions": len(data.whole),
-        "trained_on": len(data.train), "horizon": int(data.whole.meta["max_episode_steps"]), "limits": data.limits(),
+        "trained_on": len(data.train), "horizon": data.horizon, "limits": data.limits(),
         "logged_value": discounted(data.test.rewards, data.test), "logged_unsafe": logged,
         "logged_death": None if died is None else mortality(died[data.unseen]),
         "exact": exact_is_known(task),

@@ -154,10 +154,11 @@ def _support(judged: Judged) -> Iterator[str]:
 def _paper(about: dict[str, Any], judged: Judged) -> Iterator[str]:
     yield (
         "MCR: share of logged steps at which the policy is nearer to the clinician than epsilon, here a share of the largest "
-        "distance of two actions. AIR: of the logged steps with a cost, the share with a higher dose of either drug than the "
-        f"clinician's in the step before; by at least {MARGIN:g} more; of both drugs; than the clinician's in the same step. "
-        "ACP: mean change of each dose from step to step, in the environment. Unsafe: reduction of the share of costly steps "
-        "against the logged ones, in percent, by the estimate on all data."
+        "distance of two actions. AIR: of the logged steps with a cost that calls for more treatment, the share with a higher "
+        "dose of either drug than the clinician's in the step before; by at least "
+        f"{MARGIN:g} more; of both drugs; than the clinician's in the same step. ACP: mean change of each dose from step to "
+        "step, in the environment. Unsafe: reduction of the share of costly steps against the logged ones, in percent, by the "
+        "estimate on all data."
     )
     yield ""
     header = ["policy", *(f"MCR {epsilon:g}" for epsilon in EPSILONS), "AIR before", "by more", "both", "same step"]
@@ -176,13 +177,14 @@ def picture(judged: Judged) -> bytes:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 4.6), layout="constrained")
         axis = figure.subplots()
-        colours = {agent: COLOURS.get(agent, OTHERS[i % len(OTHERS)]) for i, agent in enumerate(_rows(judged))}
+        colours = {BEHAVIOUR: "#222"} | COLOURS
         every: list[float] = []
         for agent, rows in _rows(judged).items():
             estimates, truths = _of(rows, "train", "value"), _of(rows, "real", "value")
             every += truths
             marker, size = ("*", 130) if agent == BEHAVIOUR else ("o", 30)
-            axis.scatter(truths, estimates, s=size, marker=marker, color=colours[agent], alpha=0.8, label=agent, linewidths=0)
+            look = {"marker": marker, "s": size, "color": colours.get(agent, OTHERS[0]), "alpha": 0.8, "linewidths": 0}
+            axis.scatter(truths, estimates, label=agent, **look)  # type: ignore[arg-type]
         low, high = min(every), max(every)
         pad = 0.15 * (high - low) + 1e-9
         ends = np.array([low - pad, high + pad])

@@ -60,6 +60,9 @@ class OfflineData:
         self.actions, self.rewards = tensors["actions"], tensors["rewards"].reshape(-1)
         self.terminals = tensors["terminals"].reshape(-1)
         self.timeouts = tensors.get("timeouts", th.zeros_like(self.terminals)).reshape(-1)
+        if "costs" in tensors:
+            costs = tensors["costs"]
+            _refuse("costs", costs, costs < 0.0, "is negative", "costs are 0 or more, such as 1 where it is unsafe")
         columns = tensors.get("costs")
         self.cost_columns = None if columns is None else columns.reshape(length, -1)
         self.costs = None if self.cost_columns is None else self.cost_columns.sum(1)

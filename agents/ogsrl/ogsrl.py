@@ -10,7 +10,7 @@ wrong sign. Followed is the paper. What only the code says (network sizes, step 
 from it, but not its faults: transitions read from shifted rows, advantages that leak between episodes, standardised value
 targets, a world and a guardian made of validation and test data too. ``absorb`` is its idea on these repaired parts, with
 the constraints of ``constraint`` but the guardian's. "GMB-TRPO" has the guardian as its one constraint here; there it is
-``absorb`` without costs. As there, imagined actions are not clipped, and those of ``predict`` are.
+``absorb`` without costs.
 """
 
 from __future__ import annotations
@@ -198,18 +198,20 @@ class OGSRL(OfflineAgent):
                 raise DataError("The dataset has no 'costs' to constrain: give some, or take constrained=False.")
             count = data.cost_columns.shape[1]
             names += data.meta.get("cost_names") or (["cost"] if count == 1 else [f"cost_{j}" for j in range(count)])
+            if len(names) != count:
+                raise DataError(f"meta['cost_names'] has {len(names)} names and 'costs' {count} columns: name each column.")
         return [*map(str, names), *(["ood"] if self.guarded and self.mode == "constraint" else [])]
 
     def _prepare(self, data: OfflineData) -> Batch:
         """The world, and the states in which its episodes begin."""
         pairs = th.cat([data.observations, data.actions], 1)
         scale, split = MinMax.of(pairs), data.observations.shape[1]
+        limits, world = self._limits_of(data), World(self, data, pairs, scale)  # which may refuse the data
+        self._limits, self._world = limits, world
         self.policy.obs_mean.copy_(scale.middle[:split])
         self.policy.obs_std.copy_(scale.half[:split])
         self.policy.action_middle.copy_(scale.middle[split:])
         self.policy.action_half.copy_(scale.half[split:])
-        self._world = World(self, data, pairs, scale)
-        self._limits = self._limits_of(data)
         begins = data.ends.roll(1)
         return {"observations": self.policy.normalized(data.observations[begins])}
 
@@ -224,10 +226,15 @@ class OGSRL(OfflineAgent):
         limits: list[float] = []
         if self.constrained:
             assert data.cost_columns is not None
-            limits = [mean(column) for column in data.cost_columns.T]
-            if self.cost_limits is not None:
-                given = np.broadcast_to(np.asarray(self.cost_limits, np.float64).reshape(-1), len(limits))
-                limits = given.tolist()
+            count = data.cost_columns.shape[1]
+            if self.cost_limits is None:
+                limits = [mean(column) for column in data.cost_columns.T]
+            elif isinstance(self.cost_limits, Sequence):
+                limits = list(map(float, self.cost_limits))
+            else:
+                limits = [float(self.cost_limits)] * count
+            if len(limits) != count:
+                raise DataError(f"cost_limits has {len(limits)} numbers and 'costs' {count} columns: give one a column.")
         if self.constraint_names and self.constraint_names[-1:] == ["ood"]:
             limits.append(self.alpha * mean(th.ones_like(steps)) if self.ood_limit is None else self.ood_limit)
         return th.tensor(limits, dtype=th.float32, device=self.device) * (1.0 - self.tightening)

@@ -37,7 +37,8 @@ class World:
         bandwidth = agent.bandwidth or scott(*pairs.shape)
         self.model = NearestModel(scaled, bandwidth if agent.dynamics == "density" else None)
         costs = [data.cost_columns] if agent.constrained and data.cost_columns is not None else []
-        self.following = agent.policy.normalized(data.next_observations)
+        following = th.cat([data.next_observations, data.actions], 1)
+        self.following = scale.scaled(following)[:, : data.observations.shape[1]]
         self.signals = th.cat([data.rewards.unsqueeze(1), *costs], 1)
         # In the released code a pair is also outside where the transition that answers is.
         self.own_label = self.guardian.outside(pairs) if self.guardian is not None and self.absorbs else None
@@ -49,13 +50,17 @@ class World:
     ) -> tuple[th.Tensor, th.Tensor, th.Tensor, th.Tensor]:
         """What follows (S, E, o) and (S, E, d), scaled, in the episodes that are going on (S, E); 0 in the others.
 
+        Actions are clipped to the environment's bounds first. The authors do not clip them, so that what they imagine is
+        not what would be done.
+
         :return: next states, signals (S, E, K), whether the pair lies outside (S, E), whether the episode ends (S, E)
         """
-        pairs = th.cat([states, actions], 2)[going]
-        rows = self.model.rows(pairs)
+        pairs = self.scale.raw(th.cat([states, actions], 2)[going])
+        pairs[:, states.shape[2] :].clamp_(-1.0, 1.0)  # as the policy's actions are where it acts
+        rows = self.model.rows(self.scale.scaled(pairs))
         signals, outside = self.signals[rows], th.zeros(len(pairs), dtype=th.bool, device=pairs.device)
         if self.guardian is not None:
-            outside = self.guardian.outside(self.scale.raw(pairs))
+            outside = self.guardian.outside(pairs)
             if self.own_label is not None:
                 outside = outside | self.own_label[rows]
             else:

@@ -69,6 +69,17 @@ def test_reward_costs_and_next_state_come_from_the_same_transition():
     assert float(outside.float().mean()) == pytest.approx(agent.alpha, abs=1 / 200)
 
 
+def test_actions_are_clipped_as_they_are_when_acting():
+    """At the bounds, and not where the data end: random_dataset's doses nearly fill [-1, 1]."""
+    agent = prepared()
+    states, going = th.zeros(1, 2, 3), th.ones(1, 2, dtype=th.bool)
+    at_bound = (1.0 - agent.policy.action_middle) / agent.policy.action_half
+    beyond, at = (agent._world.step(states, at_bound.expand(1, 2, 2) + more, going) for more in (5.0, 0.0))
+    assert all(th.equal(a, b) for a, b in zip(beyond, at, strict=True))
+    acted = agent.policy.act(states, deterministic=False)
+    assert float(acted.abs().max()) <= 1.0
+
+
 def test_only_episodes_that_go_on_are_answered():
     agent = prepared()
     going = th.tensor([[True, False, True]])
@@ -230,10 +241,12 @@ def test_steps_stay_in_the_region():
     assert np.mean([info["accepted"] for info in seen]) > 0.8
 
 
-def test_all_unsafe_costs_fall():
+@pytest.mark.parametrize("method", ["dual", "lagrangian"])
+def test_unsafe_costs_fall(method):
     """With a limit of 0 J_C falls, from every first state of the data."""
     dataset = treated(200, limit=0.4)
-    agent = OGSRL(seed=0, device="cpu", cost_limits=0.0, guarded=False, horizon=20, policy_kwargs={"net_arch": [32]})
+    kwargs = {"guarded": False, "horizon": 20, "policy_kwargs": {"net_arch": [32]}, "method": method, "multiplier_rate": 1.0}
+    agent = OGSRL(seed=0, device="cpu", cost_limits=0.0, **kwargs)
 
     def cost():
         agent._take_data(OfflineData(dataset))
@@ -315,6 +328,59 @@ def test_data_without_costs_are_refused_where_they_are_constraints():
     OGSRL(seed=0, device="cpu", constrained=False, **SMALL).learn_offline(dataset, 1)
 
 
+def test_refused_data_change_nothing():
+    agent = OGSRL(seed=0, device="cpu", guardian="polynomial", degree=1, **SMALL).learn_offline(random_dataset(), 1)
+    before = everything(agent)
+    with pytest.raises(ValueError, match="too few for 6 monomials"):
+        agent.learn_offline(random_dataset(5), 1, reset_num_timesteps=False)
+    assert difference(before, everything(agent)) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("change", "arguments", "sentence"),
+    [
+        ({"meta": {"cost_names": ["a", "b"]}}, {}, "has 2 names and 'costs' 1 columns: name each column"),
+        ({}, {"cost_limits": [1.0, 2.0]}, "cost_limits has 2 numbers and 'costs' 1 columns: give one a column"),
+        ({"costs": -np.ones(600, np.float32)}, {}, "'costs' is negative in row 0: costs are 0 or more"),
+    ],
+)
+def test_costs_that_are_refused(change, arguments, sentence):
+    agent = OGSRL(seed=0, device="cpu", **SMALL, **arguments)
+    with pytest.raises(DataError, match=sentence):
+        agent.learn_offline(random_dataset() | change, 1)
+    assert not hasattr(agent, "policy")
+
+
+def test_infinite_limits_are_logged_as_none():
+    agent = OGSRL(seed=0, device="cpu", ood_limit=math.inf, **SMALL).learn_offline(random_dataset(), 2, log_interval=1)
+    assert agent.num_timesteps == 2
+
+
+def test_a_step_back_to_a_constraint_may_cost_reward():
+    """Reward and cost rise together, one step: the best is at the limit, and policies above it come back."""
+    rng = np.random.default_rng(0)
+    actions = rng.uniform(-1.0, 1.0, (2000, 1)).astype(np.float32)
+    states = rng.uniform(-1.0, 1.0, (2000, 1)).astype(np.float32)
+    dataset = {
+        "observations": states, "next_observations": states, "actions": actions, "rewards": actions[:, 0],
+        "costs": (actions[:, 0] > 0.0).astype(np.float32), "terminals": np.ones(2000, bool),
+    }  # fmt: skip
+    kwargs = {"guarded": False, "horizon": 1, "n_episodes": 256, "cost_limits": 0.3, "policy_kwargs": {"net_arch": [16]}}
+    agent, seen = OGSRL(seed=0, device="cpu", **kwargs), []
+    original = agent.update
+
+    def watched(draw, number):
+        info = original(draw, number)
+        seen.append((float(info["accepted"]), float(info["imagined/cost"])))
+        return info
+
+    agent.update = watched
+    agent.learn_offline(dataset, 40)
+    accepted, costs = np.array(seen[-20:]).T
+    assert accepted.mean() > 0.9
+    assert costs.mean() == pytest.approx(0.3, abs=0.05)
+
+
 def test_another_number_of_costs_is_refused():
     agent = OGSRL(seed=0, device="cpu", **SMALL).learn_offline(random_dataset(), 1)
     with pytest.raises(DataError, match=r"constraints are \['cost_0', 'cost_1', 'ood'\], and the agent's \['cost', 'ood'\]"):
@@ -329,10 +395,25 @@ def test_penalty_of_equal_values_is_the_logarithm_of_their_number():
     for parameter in agent.policy.critic.parameters():
         parameter.data.zero_()
     agent.policy.critic.networks[-1].bias.data.fill_(0.7)
-    batch = {"observations": th.randn(1, 5, 3)}
-    penalty = agent.penalty(batch, th.full((1, 5), 0.7))
+    observations = th.randn(1, 5, 3)
+    candidates = agent.candidates(observations)
+    assert candidates.shape == (1, 5, 24, 2)
+    assert float(candidates.abs().max()) <= 1.0
+    penalty = agent.penalty(observations, candidates, th.full((1, 5), 0.7))
     assert penalty[0].tolist() == pytest.approx([math.log(24.0)] * 5, abs=1e-5)
     assert math.log(24.0) == pytest.approx(3.178, abs=5e-4)
+
+
+def test_penalty_of_the_datas_own_action_alone_is_nothing():
+    """Neither a value nor a gradient."""
+    agent = CQL(seed=0, device="cpu").learn_offline(random_dataset(), 1)
+    agent.policy.zero_grad()
+    observations, actions = th.randn(1, 5, 3), th.rand(1, 5, 2)
+    q = agent.policy.critic(observations, actions)[:, 0]
+    penalty = agent.penalty(observations, actions.unsqueeze(2), q)
+    penalty.sum().backward()
+    assert float(penalty.abs().max()) < 1e-6
+    assert max(float(p.grad.abs().max()) for p in agent.policy.critic.parameters()) < 1e-6
 
 
 def test_guarded_targets():
@@ -343,7 +424,8 @@ def test_guarded_targets():
     inside = agent.target(rows)
     agent._guardian.threshold = 1e9  # everything is outside
     outside = agent.target(rows)
-    expected = rows["rewards"] + 0.99 * rows["going_on"] * agent.ood_value
+    returns = data.per_episode(data.rewards)
+    expected = rows["rewards"] + 0.99 * rows["going_on"] * float(2.0 * returns.min() - returns.max())
     assert th.allclose(outside, expected)
     assert not th.allclose(inside, outside)
 

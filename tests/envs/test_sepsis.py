@@ -47,6 +47,21 @@ def test_golden_values_of_the_shipped_policy() -> None:
     assert sepsis.truth(uniform, "survival", 1.0, None).value == pytest.approx(0.7801, abs=5e-5)
 
 
+@pytest.mark.slow
+def test_twenty_thousand_episodes_of_the_packages_environment() -> None:
+    """Of the shipped policy: a mean return within .78184 +- .009."""
+    env, known, rng = make_env(ID).unwrapped, sepsis.process(), np.random.default_rng(0)
+    cumulative, total = known.expert.cumsum(1), 0.0
+    for episode in range(20_000):
+        state, _ = env.reset(seed=0) if episode == 0 else env.reset()
+        ended = False
+        while not ended:
+            index = min(24, int(np.searchsorted(cumulative[state], rng.random())))
+            state, reward, ended, _, _ = env.step(np.array(divmod(index, 5)))
+            total += reward
+    assert total / 20_000 == pytest.approx(0.78184, abs=0.009)
+
+
 def test_the_linear_solve_is_the_limit_of_long_episodes() -> None:
     policy = sepsis.process().clinician
     endless, long = sepsis.truth(policy, steps=None), sepsis.truth(policy, steps=600)

@@ -82,6 +82,16 @@ def test_recorded_episodes_are_replayed():
     assert (short["death"], short["length"]) == (0.0, 2.0)
 
 
+@pytest.mark.parametrize(("died", "death"), [([False, False], 0.0), ([True, True], 1.0), (None, np.nan)])
+def test_mortality_of_a_lookup(died, death):
+    """Of one in which all survive it is 0, and where the data do not say who died it is not a number."""
+    dataset = corridor()
+    world = RecordedWorld(dataset, None if died is None else np.array(died))
+    guardian = KernelGuardian.fit(pairs_of(dataset.observations, dataset.actions), 0.2)
+    found = world.imagine(lambda o, _: np.zeros((len(o), 1), np.float32), np.array([[0.0], [1.0]]), 5, guardian)
+    assert found["death"] == pytest.approx(death, nan_ok=True)
+
+
 def test_limits_are_of_the_training_part():
     dataset = corridor()
     data = Data.of(dataset, 0.5)
