@@ -84,7 +84,7 @@ class OGSRL(OfflineAgent):
     :param verbose: 0 silent, 1 info, 2 debug
     :param seed: of everything random
     :param device: "auto" is the GPU where there is one
-    :param _init_setup_model: build the networks as soon as the number of costs is known, from the dataset
+    :param _init_setup_model: build the networks at once
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {"MlpPolicy": OGSRLPolicy}
@@ -159,16 +159,15 @@ class OGSRL(OfflineAgent):
         self.multiplier_rate, self.multiplier_max = multiplier_rate, multiplier_max
         self.guardian, self.alpha, self.bandwidth, self.degree = guardian, alpha, bandwidth, degree
         self.dynamics = dynamics
-        self.constraint_names: list[str] | None = None  # of the dataset, once there is one
+        self.constraint_names = self._with_guardian(["cost"] if constrained else [])  # until there is a dataset
         self._world: World | None = None
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
-        """Build the networks; this waits for the dataset, which knows the number of costs."""
-        if self.constraint_names is not None:
-            self.policy_kwargs = {**self.policy_kwargs, "constraints": len(self.constraint_names)}
-            super()._setup_model()
+        """Build the networks, with a value for each constraint."""
+        self.policy_kwargs = {**self.policy_kwargs, "constraints": len(self.constraint_names)}
+        super()._setup_model()
 
     def _make_optimizers(self) -> None:
         self.value_optimizer = self._adam(self.policy.values.parameters())
@@ -176,19 +175,23 @@ class OGSRL(OfflineAgent):
     # ------------------------------------------------------------------ the data
 
     def _take_data(self, data: OfflineData) -> None:
-        names = self._constraints_of(data)
-        if self.constraint_names not in (None, names):
-            raise DataError(f"The dataset's constraints are {names}, and the agent's {self.constraint_names}.")
-        before, self.constraint_names = self.constraint_names, names
+        """As the engine's; an agent that has not learnt yet takes the dataset's constraints over."""
+        before, names = self.constraint_names, self._constraints_of(data)
+        if names != before and self._n_updates:
+            raise DataError(f"The dataset's constraints are {names}, and the agent's {before}.")
+        self._take_constraints(names)
         try:
-            if before is None and hasattr(self, "observation_space"):
-                self._setup_model()
             super()._take_data(data)
         except ValueError:
-            self.constraint_names = before
-            if before is None:
-                vars(self).pop("policy", None)
+            self._take_constraints(before)
             raise
+
+    def _take_constraints(self, names: list[str]) -> None:
+        """Build the networks anew for other constraints, where there are any networks."""
+        if names != self.constraint_names:
+            self.constraint_names = names
+            if hasattr(self, "policy"):
+                self._setup_model()
 
     def _constraints_of(self, data: OfflineData) -> list[str]:
         """Names of the constraints, in the order of the signals after the reward."""
@@ -200,7 +203,14 @@ class OGSRL(OfflineAgent):
             names += data.meta.get("cost_names") or (["cost"] if count == 1 else [f"cost_{j}" for j in range(count)])
             if len(names) != count:
                 raise DataError(f"meta['cost_names'] has {len(names)} names and 'costs' {count} columns: name each column.")
-        return [*map(str, names), *(["ood"] if self.guarded and self.mode == "constraint" else [])]
+        return self._with_guardian(list(map(str, names)))
+
+    def _with_guardian(self, names: list[str]) -> list[str]:
+        return [*names, "ood"] if self._guard_is_constraint else names
+
+    @property
+    def _guard_is_constraint(self) -> bool:
+        return self.guarded and self.mode == "constraint"
 
     def _prepare(self, data: OfflineData) -> Batch:
         """The world, and the states in which its episodes begin."""
@@ -235,7 +245,7 @@ class OGSRL(OfflineAgent):
                 limits = [float(self.cost_limits)] * count
             if len(limits) != count:
                 raise DataError(f"cost_limits has {len(limits)} numbers and 'costs' {count} columns: give one a column.")
-        if self.constraint_names and self.constraint_names[-1:] == ["ood"]:
+        if self._guard_is_constraint:
             limits.append(self.alpha * mean(th.ones_like(steps)) if self.ood_limit is None else self.ood_limit)
         return th.tensor(limits, dtype=th.float32, device=self.device) * (1.0 - self.tightening)
 
@@ -447,7 +457,7 @@ class OGSRL(OfflineAgent):
         """What the log says of the imagined episodes and the constraints."""
         expected = self.expected(rollout).mean(0)
         told = {"imagined/return": expected[0], "imagined/length": rollout.alive.float().sum(0).mean()}
-        for j, name in enumerate(self.constraint_names or ()):
+        for j, name in enumerate(self.constraint_names):
             told[f"imagined/{name}"] = expected[1 + j]
             told |= {f"limit/{name}": self._limits[j]} if np.isfinite(float(self._limits[j])) else {}
             told[f"nu/{name}"] = self.policy.nu[:, j].mean()

@@ -43,7 +43,7 @@ class World:
         # In the released code a pair is also outside where the transition that answers is.
         self.own_label = self.guardian.outside(pairs) if self.guardian is not None and self.absorbs else None
         self.terminals = data.terminals > 0.0
-        self.frozen = th.tensor([FROZEN_REWARD] + [1.0] * len(agent.constraint_names or ()), device=pairs.device)
+        self.frozen = th.tensor([FROZEN_REWARD] + [1.0] * len(agent.constraint_names), device=pairs.device)
 
     def step(
         self, states: th.Tensor, actions: th.Tensor, going: th.Tensor

@@ -189,7 +189,7 @@ SUBJECTS = [
     ),
     Subject(
         OGSRL,
-        {"n_episodes": 4, "horizon": 3, "value_batch_size": 16, "policy_kwargs": TINY},
+        {"n_episodes": 4, "horizon": 3, "value_batch_size": 16, "damping": 1.0, "policy_kwargs": TINY},
         {"policy_kwargs": WIDE, "n_episodes": 64, "horizon": 1, "gamma": 0.9, "cost_limits": 0.05},
         100,
         safe_or_nearly,
