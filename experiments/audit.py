@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
+from scipy import stats
 
 from .errors import UsageError
 from .manifest import read_manifest, write_atomically, write_json
@@ -290,6 +291,7 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
         "logged_value": discounted(data.test.rewards, data.test), "logged_unsafe": logged,
         "logged_death": None if died is None else mortality(died[data.unseen]),
         "exact": exact_is_known(task),
+        "guardian": guardian_against_admissible(guardian) if exact_is_known(task) else None,
     }  # fmt: skip
     for one in judged:
         one["reduction"] = [reduction(*shares) for shares in zip(one["all"]["unsafe"], logged, strict=True)]
@@ -300,6 +302,24 @@ def run_folders(roots: Sequence[Path]) -> list[Path]:
     """All folders of runs that hold a model, in the folders and below."""
     models = (path for root in roots for path in root.rglob("model.zip"))
     return sorted({path.parent for path in models if path.parent.parent.name != "checkpoint"})
+
+
+def guardian_against_admissible(guardian: Any) -> dict[str, float]:
+    """How the guardian's label "outside" and its density tell inadmissible actions of ICU-Sepsis from admissible ones.
+
+    Every state with every action, once, with the jitter of observations and of the clinician's doses: precision, recall, and
+    the area under the curve, the probability that an inadmissible pair is less dense than an admissible one.
+    """
+    from tether.envs import sepsis
+
+    rng, admissible = np.random.default_rng(0), sepsis.process().admissible
+    states, actions = (part.ravel() for part in np.indices(admissible.shape))
+    doses = sepsis.doses_of(actions) + sepsis.DOSE_NOISE * rng.standard_normal((len(actions), 2)).clip(-2.0, 2.0)
+    pairs = pairs_of(sepsis.observe(states, rng), doses.clip(-1.0, 1.0))
+    density, wrong, outside = guardian.density(pairs).numpy(), ~admissible.ravel(), guardian.outside(pairs).numpy()
+    area = stats.mannwhitneyu(density[~wrong], density[wrong]).statistic / (wrong.sum() * (~wrong).sum())
+    hits = float((outside & wrong).sum())
+    return {"precision": hits / float(outside.sum()), "recall": hits / float(wrong.sum()), "auc": float(area)}
 
 
 def exact_is_known(task: tuple[str, dict[str, Any]]) -> bool:

@@ -49,7 +49,7 @@ def markdown(about: dict[str, Any], judged: Judged, command: str) -> Iterator[st
     yield from _constraints(about, judged)
     yield "## Support"
     yield ""
-    yield from _support(judged)
+    yield from _support(about, judged)
     yield ""
     yield "## The paper's metrics, every open choice named"
     yield ""
@@ -93,7 +93,7 @@ def _plain_words(judged: Judged) -> Iterator[str]:
         "The world of the nearest recorded transition answers every action, also one that nobody took in that state, with "
         "what once followed something similar. It shows whether an optimiser does what it is told in that world: lowers what "
         "is constrained, stays where there are data. It does not show that a policy is good: one that learns which recorded "
-        "patients to jump to is estimated to be excellent, and its patients fare as all others do."
+        "patients to jump to is estimated to be excellent, however its own patients would fare."
     )
     yield ""
     yield (
@@ -139,10 +139,18 @@ def _constraints(about: dict[str, Any], judged: Judged) -> Iterator[str]:
     yield ""
 
 
-def _support(judged: Judged) -> Iterator[str]:
+def _support(about: dict[str, Any], judged: Judged) -> Iterator[str]:
     known = any("inadmissible" in one["real"] for one in judged)
     yield f"Outside: share of steps where the guardian (kernel density, {ALPHA:.0%} of the training part outside) objects."
     yield ""
+    if about["guardian"] is not None:
+        precision, recall, area = (number(about["guardian"][key]) for key in ("precision", "recall", "auc"))
+        yield (
+            "Inadmissible: share of steps with an action that clinicians hardly ever took in that state. Of every state with "
+            f"every action the guardian objects to inadmissible ones with a precision of {precision}, a recall of {recall}; "
+            f"an inadmissible pair is less dense than an admissible one with a probability of {area}."
+        )
+        yield ""
     header = ["policy", "outside, estimate", "outside, true", *(["inadmissible, true"] if known else [])]
     body = []
     for agent, rows in _rows(judged).items():

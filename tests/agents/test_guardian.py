@@ -62,6 +62,16 @@ def test_early_stopping_gives_the_labels_of_the_whole_sum():
     assert np.array_equal(guardian.outside(queries).numpy(), expected)
 
 
+@pytest.mark.skipif(not th.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_gives_the_same_densities_and_labels():
+    points, queries = cloud(5000, 15), cloud(2000, 15, 1)
+    here, there = KernelGuardian.fit(points), KernelGuardian.fit(points.cuda())
+    expected = naive_density(here, queries)
+    assert there.density(queries.cuda()).cpu().numpy() == pytest.approx(expected, rel=1e-5)
+    sure = np.abs(expected / here.threshold - 1.0) > 1e-4
+    assert np.array_equal(there.outside(queries.cuda()).cpu().numpy()[sure], here.outside(queries).numpy()[sure])
+
+
 @pytest.mark.parametrize("bandwidth", [0.05, 0.2])
 def test_labels_of_small_bandwidths(bandwidth):
     """Isolated points have a sum of about 1, which then is the threshold: float32 cannot tell them apart."""

@@ -158,6 +158,9 @@ def test_the_audit_of_real_runs(lab, monkeypatch):
     assert behaviour["concordance"][-1] > behaviour["concordance"][0]
     assert judged[2]["real"]["inadmissible"] > 0.3  # hardly trained, it acts nearly at random
     assert about["exact"]
+    assert 0.5 < about["guardian"]["auc"] < 1.0
+    assert about["guardian"]["precision"] > np.mean(~sepsis.process().admissible)
+    assert 0.0 < about["guardian"]["recall"] < 1.0
     text = "\n".join(markdown(about, judged, "command"))
     for heading in ("## Value and death", "### spo2, limit", "### urine, limit", "## Support", "What the estimate shows"):
         assert heading in text
