@@ -12,22 +12,28 @@ import numpy as np
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
 from .markdown import spread, table
 
-REFERENCES, DIMENSIONS, QUERIES = 20_000, 15, 8_192
+REFERENCES, DIMENSIONS = 20_000, 15
+QUERIES = {"cpu": 8_192, "cuda": 2**20}
 ITERATIONS = 200  # of OGSRL in a round
 STATES, PUBLISHED = 13, 20_000  # of OGSRL's data; iterations of a published training
 
 
-def guardian(out: Path | None = None, rounds: int = 5, command: str = "tether bench guardian") -> str:
+def guardian(
+    out: Path | None = None, rounds: int = 5, command: str = "tether bench guardian", device: str = "auto"
+) -> str:
     """Measure densities and labels a second, and OGSRL's iterations a second with the published 32 episodes of 20 steps.
 
     :param out: folder for ``guardian.md`` and ``guardian.json``
     :param rounds: each contestant runs once a round
     :param command: for the head of the table
+    :param device: of ours, and of the world that OGSRL imagines in; the others run on the CPU
     :return: the table
     """
     import torch as th
+    from stable_baselines3.common.utils import get_device
 
-    racers = {**_queries(), "OGSRL, iterations": _iterations(ITERATIONS)}
+    place = get_device(device)
+    racers = {**_queries(place), "OGSRL, iterations": _iterations(ITERATIONS, place)}
     rates: dict[str, list[float]] = {name: [] for name in racers}
     for _ in range(rounds):
         for name, (count, run) in racers.items():
@@ -36,7 +42,7 @@ def guardian(out: Path | None = None, rounds: int = 5, command: str = "tether be
             rates[name].append(count / (time.perf_counter() - begun))
     result = {
         "command": command, "hardware": hardware(), "versions": versions(), **git_revision(), "threads": th.get_num_threads(),
-        "per second": rates,
+        "device": place.type, "per second": rates,
     }  # fmt: skip
     text = _markdown(result)
     if out is not None:
@@ -53,22 +59,23 @@ def _points(count: int, seed: int) -> np.ndarray:
     return np.clip(centres[rng.integers(8, size=count)] + 0.2 * rng.normal(size=(count, DIMENSIONS)), -1, 1).astype(np.float32)
 
 
-def _queries() -> dict[str, tuple[int, Callable[[], Any]]]:
+def _queries(device: Any) -> dict[str, tuple[int, Callable[[], Any]]]:
     """Name -> number of queries, and what answers them; every one is warmed up."""
     import torch as th
 
     from tether.agents.common.guardian import KernelGuardian
 
-    references, queries = th.from_numpy(_points(REFERENCES, 1)), th.from_numpy(_points(QUERIES, 2))
+    count = QUERIES[device.type]
+    references, queries = (th.from_numpy(_points(n, seed)).to(device) for n, seed in ((REFERENCES, 1), (count, 2)))
     ours = KernelGuardian.fit(references, 0.05, 0.535)
-    u, v = (ours.scale.scaled(part).double().numpy() for part in (queries[:256], ours.scale.raw(ours.references)))
+    u, v = (ours.scale.scaled(part).double().cpu().numpy() for part in (queries[:256], ours.scale.raw(ours.references)))
 
     def naive() -> np.ndarray:
         return np.array([np.exp(-((x - v) ** 2).sum(1) / (2 * 0.535**2)).mean() for x in u])
 
     racers: dict[str, tuple[int, Callable[[], Any]]] = {
-        "Tether, exact densities": (QUERIES, lambda: ours.density(queries)),
-        "Tether, labels": (QUERIES, lambda: ours.outside(queries)),
+        "Tether, exact densities": (count, lambda: ours.density(queries).sum().item()),  # which waits for a GPU
+        "Tether, labels": (count, lambda: ours.outside(queries).sum().item()),
         "NumPy float64, row by row": (len(u), naive),
     }
     try:
@@ -79,7 +86,7 @@ def _queries() -> dict[str, tuple[int, Callable[[], Any]]]:
     return racers | {"scikit-learn KernelDensity, rtol 1e-5": (len(u), lambda: theirs.score_samples(u))}
 
 
-def _iterations(count: int) -> tuple[int, Callable[[], Any]]:
+def _iterations(count: int, device: Any) -> tuple[int, Callable[[], Any]]:
     """OGSRL on random data of as many rows as the references, episodes of eight steps."""
     from tether.agents import OGSRL
 
@@ -90,13 +97,14 @@ def _iterations(count: int) -> tuple[int, Callable[[], Any]]:
         "rewards": rng.random(REFERENCES).astype(np.float32), "terminals": ends,
         "costs": (rng.random((REFERENCES, 2)) < 0.1).astype(np.float32),
     }  # fmt: skip
-    agent = OGSRL(seed=0, device="cpu").learn_offline(data, 2)
+    agent = OGSRL(seed=0, device=device).learn_offline(data, 2)
     return count, lambda: agent.learn_offline(data, count, reset_num_timesteps=False)
 
 
 def _markdown(result: dict[str, Any]) -> str:
     machine = result["hardware"]
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}, {result['threads']} torch threads"
+    where += f"; ours on {result['device']}"
     exact = np.array(result["per second"]["Tether, exact densities"])
     body = []
     for name, rates in result["per second"].items():

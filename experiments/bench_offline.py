@@ -22,7 +22,7 @@ OBS, ACT, ROWS = 17, 6, 100_000  # HalfCheetah's sizes
 PAPER: dict[str, Any] = {}
 REDUCED = {"batch_size": 512, "policy_kwargs": {"width": 128, "n_blocks": 2, "net_arch": [128, 128]}}
 SEEDS = 5
-Run = Callable[[int], None]  # trains for n updates
+Run = Callable[[int], None]  # trains for n updates, and waits for the last
 
 
 @dataclass
@@ -57,21 +57,21 @@ class _Contestant:
         self.rates.append(self.agents * self.updates / (time.perf_counter() - begun))
 
 
-def contestants() -> list[_Contestant]:
+def contestants(device: Any) -> list[_Contestant]:
     """All that can run with what is installed."""
     from tether import agents
 
     sizes = {"FISOR, paper's size": PAPER, "FISOR, reduced": REDUCED}
     found = [
-        _Contestant(group, name, _ours(agents.FISOR, seeds, **size), seeds)
+        _Contestant(group, name, _ours(agents.FISOR, seeds, device, **size), seeds)
         for group, size in sizes.items()
         for name, seeds in (("Tether", 1), (f"Tether, {SEEDS} seeds at once", SEEDS))
     ]
     found += [_Contestant(group, "authors' JAX", make) for group, make in _jax_peers()]
     for cls in (agents.BC, agents.TD3BC, agents.PRDC, agents.IQL, agents.CPQ, agents.BCQLag):
         for name, seeds in (("Tether", 1), (f"Tether, {SEEDS} seeds at once", SEEDS)):
-            found.append(_Contestant(cls.__name__, name, _ours(cls, seeds), seeds))
-    return found + [_Contestant(group, "d3rlpy", make) for group, make in _d3rlpy_peers()]
+            found.append(_Contestant(cls.__name__, name, _ours(cls, seeds, device), seeds))
+    return found + [_Contestant(group, "d3rlpy", make) for group, make in _d3rlpy_peers(device)]
 
 
 def _data() -> dict[str, np.ndarray]:
@@ -87,11 +87,19 @@ def _data() -> dict[str, np.ndarray]:
     }
 
 
-def _ours(cls: Any, seeds: int, **kwargs: Any) -> Callable[[], Run]:
+def _ours(cls: Any, seeds: int, device: Any, **kwargs: Any) -> Callable[[], Run]:
+    import torch as th
+
     def make() -> Run:
-        agent, data = cls(seed=0, device="cpu", seeds=seeds, **kwargs), _data()
-        agent.learn_offline(data, 1)
-        return lambda n: agent.learn_offline(data, n, reset_num_timesteps=False)
+        agent, data = cls(seed=0, device=device, seeds=seeds, **kwargs), _data()
+        agent.learn_offline(data, 50 if device.type == "cuda" else 1)  # until its graph is captured
+
+        def run(n: int) -> None:
+            agent.learn_offline(data, n, reset_num_timesteps=False)
+            if device.type == "cuda":
+                th.cuda.synchronize()
+
+        return run
 
     return make
 
@@ -137,7 +145,7 @@ def _jax_peers() -> Iterator[tuple[str, Callable[[], Run]]]:
     yield "FISOR, reduced", maker(512, 128, 2, 128)
 
 
-def _d3rlpy_peers() -> Iterator[tuple[str, Callable[[], Run]]]:
+def _d3rlpy_peers(device: Any) -> Iterator[tuple[str, Callable[[], Run]]]:
     try:
         import d3rlpy
     except ImportError:
@@ -153,7 +161,7 @@ def _d3rlpy_peers() -> Iterator[tuple[str, Callable[[], Run]]]:
             raw = _data()
             ends = raw["terminals"].astype(np.float32)
             dataset = d3rlpy.dataset.MDPDataset(raw["observations"], raw["actions"], raw["rewards"][:, None], ends)
-            algo = config.create(device=False)
+            algo = config.create(device=device.type == "cuda")
             algo.build_with_dataset(dataset)
             if hasattr(algo.impl, "_nbsr"):  # PRDC's search, which its `fit` would make
                 algo.impl._nbsr.fit(np.hstack([algo.config.beta * raw["observations"], raw["actions"]]))
@@ -176,6 +184,7 @@ def offline(
     rounds: int = 5,
     seconds: float = 3.0,
     command: str = "tether bench offline",
+    device: str = "auto",
 ) -> str:
     """Measure updates per second of every method, and how near FISOR comes to the machine's matrix product.
 
@@ -183,12 +192,15 @@ def offline(
     :param only: methods ("FISOR, reduced", "IQL"); None: all
     :param rounds: each trains once a round, for about ``seconds``
     :param command: for the head of the table
+    :param device: of ours and d3rlpy's; JAX takes the GPU where it can
     :return: the table
     :raises UsageError: for a method that is not known
     """
     import torch as th
+    from stable_baselines3.common.utils import get_device
 
-    racers = contestants()
+    place = get_device(device)
+    racers = contestants(place)
     groups = list(dict.fromkeys(one.group for one in racers))
     for name in only or ():
         if name not in groups:
@@ -198,12 +210,12 @@ def offline(
     for one in racers:
         one.warm_up(seconds)
     for _ in range(rounds):
-        products.append(_matrix_product(seconds / 5))
+        products.append(_matrix_product(seconds / 5, place))
         for one in racers:
             one.measure()
     result = {
         "command": command, "hardware": hardware(), "versions": versions(), **git_revision(), "threads": th.get_num_threads(),
-        "GFLOP/s of a matrix product": products, "GFLOP per update": _flops([one.group for one in racers]),
+        "device": place.type, "GFLOP/s of a matrix product": products, "GFLOP per update": _flops([one.group for one in racers]),
         "contestants": [{"method": o.group, "name": o.name, "agents": o.agents, "updates/s": o.rates} for o in racers],
     }  # fmt: skip
     text = _markdown(result)
@@ -214,15 +226,18 @@ def offline(
     return text
 
 
-def _matrix_product(seconds: float) -> float:
+def _matrix_product(seconds: float, device: Any) -> float:
     """GFLOP/s of (1024, 256) by (256, 1024) in float32, with as many threads as the agents."""
     import torch as th
 
-    first, second = th.randn(1024, 256), th.randn(256, 1024)
+    first, second = th.randn(1024, 256, device=device), th.randn(256, 1024, device=device)
     count, begun = 0, time.perf_counter()
     while time.perf_counter() - begun < seconds:
-        first @ second
-        count += 1
+        for _ in range(10):
+            first @ second
+        if device.type == "cuda":
+            th.cuda.synchronize()
+        count += 10
     return 2.0 * 1024 * 256 * 1024 * count / (time.perf_counter() - begun) / 1e9
 
 
@@ -246,6 +261,7 @@ def _markdown(result: dict[str, Any]) -> str:
     machine = result["hardware"]
     products = np.array(result["GFLOP/s of a matrix product"])
     where = f"{machine['cpu']}, {machine['cores']} cores, {machine['gpu'] or 'no GPU'}, {result['threads']} torch threads"
+    where += f"; device {result.get('device', 'cpu')}"
     lines = [
         "# Training speed of the offline agents",
         "",

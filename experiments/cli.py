@@ -126,6 +126,7 @@ def _add_bench(commands: Any) -> None:
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
+    p.add_argument("--device", default="auto", help="for offline, images and guardian: cpu, cuda (default: a GPU if there is one)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
 
@@ -246,7 +247,7 @@ def _bench(args: argparse.Namespace) -> int:
         if args.env or (args.only and args.what == "inference"):
             raise UsageError(f"`tether bench {args.what}` measures on random data of one size: leave out --env and --only.")
         if args.what == "offline":
-            print(offline(args.out, args.only, args.rounds, args.seconds, command))
+            print(offline(args.out, args.only, args.rounds, args.seconds, command, args.device))
         else:
             print(inference(args.out, args.rounds, command))
         return 0
@@ -255,7 +256,7 @@ def _bench(args: argparse.Namespace) -> int:
 
         if args.env or args.only:
             raise UsageError("`tether bench guardian` measures on random data of one size: leave out --env and --only.")
-        print(guardian(args.out, args.rounds, command=command))
+        print(guardian(args.out, args.rounds, command, args.device))
         return 0
     if args.what == "safety":
         from .bench_safety import safety
@@ -269,7 +270,7 @@ def _bench(args: argparse.Namespace) -> int:
 
         if args.env or args.only:
             raise UsageError("`tether bench images` measures a fixed set of agents on bigfish: leave out --env and --only.")
-        print(images(args.out, args.rounds, command=command))
+        print(images(args.out, args.rounds, command=command, device=args.device))
         return 0
     print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
     return 0

@@ -76,17 +76,16 @@ class KernelGuardian:
     def outside(self, points: th.Tensor) -> th.Tensor:
         """ghat at (B, n) points in the units of the reference set, (B,) bool.
 
-        On a CPU a point is done with as soon as a part of the sum reaches the threshold, and what is within rounding of it
-        is decided in float64: the labels are those of the whole sum.
+        On a CPU a point is done with as soon as a part of the sum reaches the threshold. What is within rounding of it is
+        decided in float64, so that the labels are those of the whole sum.
         """
         scaled = self.scale.scaled(points)
         needed = self.threshold * self.bandwidth * math.sqrt(2.0 * math.pi) * len(self.references)
-        if points.device.type != "cpu":
-            return self.density(points) < self.threshold * (1.0 - ROUNDING)
         coarse = self._is_coarse(scaled)
-        sums, open_rows, first = th.zeros(len(points)), (~coarse).nonzero().squeeze(1), 0
+        sums, open_rows = th.zeros(len(points), device=points.device), (~coarse).nonzero().squeeze(1)
+        first, part = 0, FIRST if points.device.type == "cpu" else len(self.references)
         while len(open_rows) and first < len(self.references):
-            size = FIRST if first == 0 else first
+            size = max(part, first)
             sums[open_rows] += self._sums(scaled[open_rows].float(), self._float32[:, first : first + size])
             open_rows, first = open_rows[sums[open_rows] < needed * (1.0 + SURE)], first + size
         unsure = open_rows[sums[open_rows] > needed * (1.0 - SURE)]

@@ -33,7 +33,7 @@ def test_time_to_act(tether, tmp_path, monkeypatch):
 
 
 def test_speed_of_the_guardian(tether, tmp_path, monkeypatch):
-    for name, value in {"REFERENCES": 400, "QUERIES": 300, "ITERATIONS": 2}.items():
+    for name, value in {"REFERENCES": 400, "QUERIES": {"cpu": 300, "cuda": 300}, "ITERATIONS": 2}.items():
         monkeypatch.setattr(f"tether.experiments.bench_guardian.{name}", value)
     outcome = tether("bench", "guardian", "--rounds", 1, "--out", tmp_path)
     assert outcome.code == 0, outcome.err
