@@ -45,6 +45,7 @@ class BC(OfflineAgent):
     :param learning_rate: of Adam
     :param batch_size: rows per gradient step
     :param cost_limit: clone only episodes whose cost is at most this ("BC-Safe"); None: all
+    :param normalize: standardise observations with the dataset's mean and standard deviation; OSRL does not
     :param seeds: agents side by side
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of the policy
@@ -66,6 +67,7 @@ class BC(OfflineAgent):
         learning_rate: float | Schedule = 1e-3,
         batch_size: int = 512,
         cost_limit: float | None = None,
+        normalize: bool = False,
         seeds: int = 1,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -77,7 +79,7 @@ class BC(OfflineAgent):
         super().__init__(
             policy, env, learning_rate, batch_size, 0.0, 1.0, seeds, tensorboard_log, policy_kwargs, verbose, seed, device
         )
-        self.cost_limit = cost_limit
+        self.cost_limit, self.normalize = cost_limit, normalize
         if _init_setup_model:
             self._setup_model()
 
@@ -86,7 +88,9 @@ class BC(OfflineAgent):
 
     def _prepare(self, data: OfflineData) -> Batch:
         """The rows to clone: all, or those of episodes within the cost limit."""
-        rows = {"observations": data.observations, "actions": data.actions}
+        if self.normalize:
+            self.policy.standardize(data.observations)
+        rows = {"observations": self.policy.normalized(data.observations), "actions": data.actions}
         if self.cost_limit is None:
             return rows
         if data.costs is None:

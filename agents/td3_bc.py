@@ -14,8 +14,6 @@ from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData
 from .common.offline_policy import OfflinePolicy
 
-STD_FLOOR = 1e-3  # added to the standard deviation that observations are divided by
-
 
 class TD3BCPolicy(OfflinePolicy):
     """A deterministic actor, twin critics, and the averages of both.
@@ -111,8 +109,7 @@ class TD3BC(OfflineAgent):
     def _prepare(self, data: OfflineData) -> Batch:
         """Observations standardised; time limits bootstrap."""
         if self.normalize:
-            self.policy.obs_mean.copy_(data.observations.mean(0))
-            self.policy.obs_std.copy_(data.observations.std(0, unbiased=False) + STD_FLOOR)
+            self.policy.standardize(data.observations)
         return {
             "observations": self.policy.normalized(data.observations),
             "actions": data.actions,

@@ -45,16 +45,20 @@ class _Contestant:
         """Build it and find how many updates take about that long."""
         self.run = self.make()
         self.run(4)
-        begun = time.perf_counter()
-        self.run(4)
-        self.updates = max(4, round(4 * seconds / (time.perf_counter() - begun)))
+        self.updates = 4
+        while (spent := self._seconds()) < seconds / 2:  # on a GPU the first 40 of a call are slower than the others
+            self.updates = max(2 * self.updates, round(0.5 * self.updates * seconds / spent))
+        self.updates = max(4, round(self.updates * seconds / spent))
 
     def measure(self) -> None:
         """Train; updates per second, of all its agents together."""
+        self.rates.append(self.agents * self.updates / self._seconds())
+
+    def _seconds(self) -> float:
         assert self.run is not None
         begun = time.perf_counter()
         self.run(self.updates)
-        self.rates.append(self.agents * self.updates / (time.perf_counter() - begun))
+        return time.perf_counter() - begun
 
 
 def contestants(device: Any) -> list[_Contestant]:

@@ -16,7 +16,7 @@ from .min_max import MinMax
 SURE = 1e-5  # relative error that sums in float32 stay below
 ROUNDING = 1e-9  # relative, of sums in float64: what equals the threshold lies inside
 FLOAT32_EXPONENT = 60.0  # of |x|^2 and |y|^2 over 2 sigma^2 together, up to which that holds
-CHUNK = {"cpu": 2**20, "cuda": 2**26}  # kernel values at a time: those that stay in a cache, or 256 MB
+CHUNK = {"cpu": 2**20, "cuda": 2**26}  # kernel values at a time: those that stay in a cache, or 256 MB (512 in float64)
 FIRST = 1024  # reference points after which queries are looked at for the first time
 
 
@@ -76,16 +76,18 @@ class KernelGuardian:
     def outside(self, points: th.Tensor) -> th.Tensor:
         """ghat at (B, n) points in the units of the reference set, (B,) bool.
 
-        On a CPU a point is done with as soon as a part of the sum reaches the threshold. What is within rounding of it is
-        decided in float64, so that the labels are those of the whole sum.
+        The labels are those of the whole sum in float64. On a GPU that is what is computed, without a look at any number, so
+        that a graph can capture it. On a CPU a point is done with as soon as a part of the sum reaches the threshold, and
+        only what is within rounding of it is computed in float64.
         """
         scaled = self.scale.scaled(points)
         needed = self.threshold * self.bandwidth * math.sqrt(2.0 * math.pi) * len(self.references)
+        if points.device.type != "cpu":
+            return self._sums(scaled.double(), self._float64) < needed * (1.0 - ROUNDING)
         coarse = self._is_coarse(scaled)
-        sums, open_rows = th.zeros(len(points), device=points.device), (~coarse).nonzero().squeeze(1)
-        first, part = 0, FIRST if points.device.type == "cpu" else len(self.references)
+        sums, open_rows, first = th.zeros(len(points)), (~coarse).nonzero().squeeze(1), 0
         while len(open_rows) and first < len(self.references):
-            size = max(part, first)
+            size = FIRST if first == 0 else first
             sums[open_rows] += self._sums(scaled[open_rows].float(), self._float32[:, first : first + size])
             open_rows, first = open_rows[sums[open_rows] < needed * (1.0 + SURE)], first + size
         unsure = open_rows[sums[open_rows] > needed * (1.0 - SURE)]

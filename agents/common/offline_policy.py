@@ -10,6 +10,8 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import Schedule
 
+STD_FLOOR = 1e-3  # added to the standard deviation that observations are divided by
+
 
 class OfflinePolicy(BasePolicy):
     """Base of the offline agents' policies: networks with the seed as their first axis, actions in [-1, 1] inside.
@@ -39,6 +41,11 @@ class OfflinePolicy(BasePolicy):
         # Of the dataset, where the agent normalises; `predict` takes raw observations in any case.
         self.register_buffer("obs_mean", th.zeros(self.obs_dim))
         self.register_buffer("obs_std", th.ones(self.obs_dim))
+
+    def standardize(self, observations: th.Tensor) -> None:
+        """Normalise by the mean and standard deviation of a dataset's observations (N, o), as TD3+BC does."""
+        self.obs_mean.copy_(observations.mean(0))
+        self.obs_std.copy_(observations.std(0, unbiased=False) + STD_FLOOR)
 
     def normalized(self, observations: th.Tensor) -> th.Tensor:
         """(x - mean) / std."""

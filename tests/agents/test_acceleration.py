@@ -16,11 +16,9 @@ pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA
 def test_a_captured_epoch_gives_the_weights_of_plain_calls(cls):
     """Eight epochs (three to warm up, one captured, four replayed) against eight plain ones, on the GPU."""
     agents = [cls("MlpPolicy", "Pendulum-v1", n_steps=256, seed=0, device="cuda") for _ in range(2)]
+    batch = {key: value.to("cuda") for key, value in collected(agents[0], 256).items()}
+    agents[1].update._epoch = agents[1].update.epoch
     for agent in agents:
-        batch = collected(agent, 256)
-        if agent is agents[1]:
-            agent.update._epoch = agent.update.epoch
-        batch = {key: value.to("cuda") for key, value in batch.items()}
         th.manual_seed(0)
         agent.update.run(batch, 8)
     for a, b in zip(agents[0].policy.parameters(), agents[1].policy.parameters(), strict=True):

@@ -226,6 +226,17 @@ def test_safe_cloning_takes_whole_safe_episodes():
         BY_NAME["BC"].make(cost_limit=-1.0).learn_offline(dataset, 1)
 
 
+def test_cloning_in_units_of_its_own():
+    """Glucose in mg/dL saturates a network that is not normalised; standardised, the unit does not matter."""
+    dataset = random_dataset()
+    moved = dataset | {name: 1000.0 + 100.0 * dataset[name] for name in ("observations", "next_observations")}
+    mine, theirs = (trained(BC, dataset=rows, steps=50, normalize=True) for rows in (dataset, moved))
+    seen = dataset["observations"][:20]
+    expected = mine.predict(seen)[0]
+    assert theirs.predict(1000.0 + 100.0 * seen)[0] == pytest.approx(expected, abs=0.05)
+    assert np.ptp(expected) > 0.2
+
+
 def test_cloning_loss():
     agent = trained(BC)
     batch = batch_of(agent)
