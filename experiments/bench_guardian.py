@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
-from .markdown import spread, table
+from .markdown import table
 
 REFERENCES, DIMENSIONS = 20_000, 15
 QUERIES = {"cpu": 8_192, "cuda": 2**20}
@@ -117,6 +117,7 @@ def _markdown(result: dict[str, Any]) -> str:
         f"`{result['command']}` on {where}; {len(exact)} rounds. Queries of {DIMENSIONS} columns against {REFERENCES:,} "
         "reference points, a second; medians over rounds, ranges in brackets. An iteration is 32 imagined episodes of at most "
         f"20 steps with two costs and the guardian; {ITERATIONS:,} of them a round, each round with its fit of guardian and "
-        f"world. The published {PUBLISHED:,} take {spread(hours)} hours at that rate.", "",
+        f"world. At that rate the published {PUBLISHED:,} take {np.median(hours):.2f} [{hours.min():.2f}, {hours.max():.2f}] "
+        "hours.", "",
         *table(["what", "per second", "of our densities"], body),
     ]) + "\n"  # fmt: skip
