@@ -18,9 +18,7 @@ ITERATIONS = 200  # of OGSRL in a round
 STATES, PUBLISHED = 13, 20_000  # of OGSRL's data; iterations of a published training
 
 
-def guardian(
-    out: Path | None = None, rounds: int = 5, command: str = "tether bench guardian", device: str = "auto"
-) -> str:
+def guardian(out: Path | None = None, rounds: int = 5, command: str = "tether bench guardian", device: str = "auto") -> str:
     """Measure densities and labels a second, and OGSRL's iterations a second with the published 32 episodes of 20 steps.
 
     :param out: folder for ``guardian.md`` and ``guardian.json``

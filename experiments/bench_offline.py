@@ -225,7 +225,8 @@ def offline(
             one.measure()
     result = {
         "command": command, "hardware": hardware(), "versions": versions(), **git_revision(), "threads": th.get_num_threads(),
-        "device": place.type, "GFLOP/s of a matrix product": products, "GFLOP per update": _flops([one.group for one in racers]),
+        "device": place.type, "GFLOP/s of a matrix product": products,
+        "GFLOP per update": _flops([one.group for one in racers]),
         "contestants": [{"method": o.group, "name": o.name, "agents": o.agents, "updates/s": o.rates} for o in racers],
     }  # fmt: skip
     text = _markdown(result)

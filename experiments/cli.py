@@ -126,7 +126,7 @@ def _add_bench(commands: Any) -> None:
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
-    p.add_argument("--device", default="auto", help="for offline, images and guardian: cpu, cuda (default: a GPU if there is one)")
+    p.add_argument("--device", default="auto", help="of offline, images and guardian: cpu or cuda (default: auto)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
 
