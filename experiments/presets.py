@@ -144,8 +144,9 @@ def check_arguments(agent: str, arguments: Mapping[str, Any]) -> None:
 def build_arguments(agent: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Constructor arguments from plain data: "lin_3e-4" becomes a linear schedule, "ReLU" a class of ``torch.nn``."""
     # A copy, because agents add to their policy_kwargs, and the plain data is what a run's manifest records.
-    built = copy.deepcopy({key: value for key, value in arguments.items() if key not in RUN_KEYS})
     hints = _argument_types(agent)
+    own = set(hints) - RESERVED  # TD3BC's `normalize` is its own, MDPO's that of the run
+    built = copy.deepcopy({key: value for key, value in arguments.items() if key in own or key not in RUN_KEYS})
     for key, value in built.items():
         start = _linear_start(value, hints[key])
         if start is not None:

@@ -217,6 +217,11 @@ class TestValues:
     def test_lists_become_tuples_where_the_agent_wants_one(self) -> None:
         assert build_arguments("SAC", {"train_freq": [2, "episode"]}) == {"train_freq": (2, "episode")}
 
+    def test_an_argument_of_the_agents_own_reaches_it(self) -> None:
+        """`normalize` wraps the environment of an online run, and is an argument of some offline agents."""
+        assert build_arguments("TD3BC", {"normalize": False, "env_kwargs": {}}) == {"normalize": False}
+        assert build_arguments("SAC", {"normalize": True}) == {}
+
     def test_the_agent_gets_a_copy(self) -> None:
         """Agents add to their policy_kwargs; what a manifest records must not change with them."""
         arguments = {"policy_kwargs": {"net_arch": [8]}}
