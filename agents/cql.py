@@ -67,7 +67,7 @@ class CQL(OfflineAgent):
     :param ood_value: the value that stands for the paper's "large negative value"; None: as far below the lowest return of
         the data's episodes as that is below the highest. The authors' -25 would be praise where returns are lower
     :param alpha: share of the data that the guardian leaves outside
-    :param bandwidth: of its density; None: Scott's rule
+    :param bandwidth: of its density; None: Scott's factor
     :param resampled: draw episodes so that every joint mode of binned actions is equally frequent, with replacement, and
         keep each at most once, as the paper's code does, so that rare modes are not repeated
     :param seeds: agents side by side

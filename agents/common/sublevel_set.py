@@ -22,6 +22,9 @@ class SublevelSet:
     the smallest set (its dual is a D-optimal design, whose weights w_i <- w_i e_i^T M(w)^-1 e_i / m are found by
     multiplication), then chosen anew, until they stay. log det P^-1 falls in every round.
 
+    With many columns the set is tight around its sample: degree 2 in 15 columns has 136 monomials, takes minutes for
+    20,000 points and flags far more than alpha of fresh ones. :func:`samples_needed` says what theory asks for.
+
     :param scale: of points
     :param exponents: (m, n) int64, of the monomials
     :param root: (m, m), L with P = L L^T

@@ -75,9 +75,10 @@ class OGSRL(OfflineAgent):
     :param multiplier_max: nu_max
     :param guardian: ``kernel`` density, or the theory's ``polynomial`` sublevel set
     :param alpha: share of the data that the guardian leaves outside
-    :param bandwidth: of the kernel density; None: Scott's rule
+    :param bandwidth: of the kernel densities; None: Scott's factor, as in the paper, which is wide (:class:`KernelGuardian`)
     :param degree: of the polynomial's monomials
-    :param dynamics: ``nearest`` recorded transition, or one drawn by kernel ``density``
+    :param dynamics: ``nearest`` recorded transition, or one drawn by kernel ``density``, the theory's, which long episodes
+        exploit less
     :param seeds: agents side by side
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of the policy
@@ -284,7 +285,8 @@ class OGSRL(OfflineAgent):
     def advantages(self, rollout: Rollout) -> tuple[th.Tensor, th.Tensor]:
         """GAE of every signal, and A + V, what its value should have been: (T, S, E, K) each.
 
-        An end gives no bootstrap, the horizon bootstraps with the value of the state reached.
+        An end gives no bootstrap, the horizon bootstraps with the value of the state reached, though J ends there: values
+        do not know the time. Episodes frozen by ``absorb`` bootstrap too.
         """
         steps, seeds, episodes, count = rollout.signals.shape
         with th.no_grad():
