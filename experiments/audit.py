@@ -242,18 +242,24 @@ def acting(model: Any) -> Act:
     return act
 
 
-def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def audit(
+    runs: Sequence[Path], dataset: Path | str, bandwidth: float | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Judge runs of one environment, and the behaviour policy where it is known.
 
     :param runs: folders of finished runs
+    :param bandwidth: of the guardian that says what is outside; None: the paper's, Scott's factor
     :return: about the data, and an entry for each policy, with its ``agent`` and ``seed``
     :raises UsageError: for folders that hold no finished run of one environment and one ``train_share``
+    :raises DatasetError: for data that cannot be read
     """
     from tether.agents.common.guardian import KernelGuardian
     from tether.envs import clinician_of, load_dataset
 
     from .evaluate import load_trained
 
+    if bandwidth is not None and not bandwidth > 0.0:
+        raise UsageError(f"A bandwidth is above 0, not {bandwidth:g}.")
     manifests = {run: read_manifest(run) for run in runs}
     unfinished = [str(run) for run, manifest in manifests.items() if not manifest or manifest["status"] != "finished"]
     if unfinished or not runs:
@@ -268,7 +274,7 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
         raise UsageError("The runs are not all of one environment and one --train-share: audit them apart.")
     data = Data.of(whole, configs[0].get("train_share", 1.0))
     task = (configs[0]["env"], configs[0]["env_kwargs"])
-    guardian = KernelGuardian.fit(pairs_of(data.train.observations, data.train.actions), ALPHA)
+    guardian = KernelGuardian.fit(pairs_of(data.train.observations, data.train.actions), ALPHA, bandwidth)
     died = data.died
     seen = None if died is None else np.delete(died, data.unseen)
     worlds = {"train": RecordedWorld(data.train, seen), "all": RecordedWorld(data.whole, died)}
@@ -290,7 +296,7 @@ def audit(runs: Sequence[Path], dataset: Path | str) -> tuple[dict[str, Any], li
         "trained_on": len(data.train), "horizon": data.horizon, "limits": data.limits(),
         "logged_value": discounted(data.test.rewards, data.test), "logged_unsafe": logged,
         "logged_death": None if died is None else mortality(died[data.unseen]),
-        "exact": exact_is_known(task),
+        "exact": exact_is_known(task), "bandwidth": guardian.bandwidth,
         "guardian": guardian_against_admissible(guardian) if exact_is_known(task) else None,
     }  # fmt: skip
     for one in judged:
@@ -335,18 +341,22 @@ def _numbered(clinician: Any) -> Act:
 
 def main() -> None:
     """The command above."""
+    from tether.envs import DatasetError
+
     from .audit_report import markdown, picture
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="DIR", help="run folders, or folders above them")
     parser.add_argument("--dataset", required=True, metavar="FILE", help="the whole dataset that they learnt a part of")
+    parser.add_argument("--bandwidth", type=float, metavar="B", help="of the guardian (default: Scott's factor, as the paper)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write audit.md, audit.json and audit.png there")
     args = parser.parse_args()
     try:
-        about, judged = audit(run_folders(args.runs), args.dataset)
-    except UsageError as error:
+        about, judged = audit(run_folders(args.runs), args.dataset, args.bandwidth)
+    except (UsageError, DatasetError) as error:
         sys.exit(str(error))
     command = f"python -m tether.experiments.audit {' '.join(map(str, args.runs))} --dataset {args.dataset}"
+    command += "" if args.bandwidth is None else f" --bandwidth {args.bandwidth:g}"
     text = "\n".join(markdown(about, judged, command)) + "\n"
     print(text)
     if args.out is not None:

@@ -141,7 +141,8 @@ def _constraints(about: dict[str, Any], judged: Judged) -> Iterator[str]:
 
 def _support(about: dict[str, Any], judged: Judged) -> Iterator[str]:
     known = any("inadmissible" in one["real"] for one in judged)
-    yield f"Outside: share of steps where the guardian (kernel density, {ALPHA:.0%} of the training part outside) objects."
+    guardian = f"kernel density of bandwidth {about['bandwidth']:.3g}, {ALPHA:.0%} of the training part outside"
+    yield f"Outside: share of steps where the guardian ({guardian}) objects."
     yield ""
     if about["guardian"] is not None:
         precision, recall, area = (number(about["guardian"][key]) for key in ("precision", "recall", "auc"))

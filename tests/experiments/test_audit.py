@@ -161,6 +161,9 @@ def test_the_audit_of_real_runs(lab, monkeypatch):
     assert 0.5 < about["guardian"]["auc"] < 1.0
     assert about["guardian"]["precision"] > np.mean(~sepsis.process().admissible)
     assert 0.0 < about["guardian"]["recall"] < 1.0
+    narrow = audit([folder / "Sepsis--ICU-Sepsis-v2" / "BC" / "seed-0"], path, bandwidth=0.3)[0]
+    assert narrow["bandwidth"] == 0.3 < about["bandwidth"]
+    assert narrow["guardian"]["recall"] > about["guardian"]["recall"]
     text = "\n".join(markdown(about, judged, "command"))
     for heading in ("## Value and death", "### spo2, limit", "### urine, limit", "## Support", "What the estimate shows"):
         assert heading in text
@@ -180,6 +183,9 @@ def test_the_command(lab, monkeypatch, capsys):
     assert "| BC " in capsys.readouterr().out
     monkeypatch.setattr("sys.argv", ["audit", str(folder / "nothing"), "--dataset", str(path)])
     with pytest.raises(SystemExit, match="There is no finished run in what was named"):
+        audits.main()
+    monkeypatch.setattr("sys.argv", ["audit", str(runs), "--dataset", str(path), "--bandwidth", "-1"])
+    with pytest.raises(SystemExit, match="A bandwidth is above 0, not -1"):
         audits.main()
 
 
