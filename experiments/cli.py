@@ -126,7 +126,7 @@ def _add_bench(commands: Any) -> None:
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
-    p.add_argument("--device", default="auto", help="of offline, images and guardian: cpu or cuda (default: auto)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="of offline, images and guardian (default: auto)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
 
@@ -240,14 +240,16 @@ def _report(args: argparse.Namespace) -> int:
 def _bench(args: argparse.Namespace) -> int:
     from .bench import on_policy
 
-    command = shlex.join(["tether", *sys.argv[1:]])
+    command, device = shlex.join(["tether", *sys.argv[1:]]), args.device or "auto"
+    if args.device and args.what not in ("offline", "images", "guardian"):
+        raise UsageError(f"`tether bench {args.what}` measures on the CPU: leave out --device.")
     if args.what in ("offline", "inference"):
         from .bench_offline import inference, offline
 
         if args.env or (args.only and args.what == "inference"):
             raise UsageError(f"`tether bench {args.what}` measures on random data of one size: leave out --env and --only.")
         if args.what == "offline":
-            print(offline(args.out, args.only, args.rounds, args.seconds, command, args.device))
+            print(offline(args.out, args.only, args.rounds, args.seconds, command, device))
         else:
             print(inference(args.out, args.rounds, command))
         return 0
@@ -256,7 +258,7 @@ def _bench(args: argparse.Namespace) -> int:
 
         if args.env or args.only:
             raise UsageError("`tether bench guardian` measures on random data of one size: leave out --env and --only.")
-        print(guardian(args.out, args.rounds, command, args.device))
+        print(guardian(args.out, args.rounds, command, device))
         return 0
     if args.what == "safety":
         from .bench_safety import safety
@@ -270,7 +272,7 @@ def _bench(args: argparse.Namespace) -> int:
 
         if args.env or args.only:
             raise UsageError("`tether bench images` measures a fixed set of agents on bigfish: leave out --env and --only.")
-        print(images(args.out, args.rounds, command=command, device=args.device))
+        print(images(args.out, args.rounds, command=command, device=device))
         return 0
     print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
     return 0

@@ -28,7 +28,7 @@ class KernelGuardian:
     u scales every column to [-1, 1] by the points' own minima and maxima (:class:`MinMax`). A point of the reference set
     counts itself. Source: OGSRL (arXiv 2505.16242), appendix G.3 and the authors' code, whose normaliser, that of one
     dimension, is kept: labels do not depend on it. The paper's sigma of 0.535 is Scott's factor N^(-1/(n + 4)) for its
-    data, without the standard deviation that Scott multiplies it with. Columns in [-1, 1] have one of 0.2 to 0.7, so that
+    data, without the standard deviation that Scott multiplies it with. Columns in [-1, 1] have one of 0.1 to 0.7, so that
     the factor alone is wide: a third of it finds twice as many inadmissible actions in ICU-Sepsis, and flags 9 % of fresh
     data instead of 5 (``experiments/studies/ogsrl-sepsis-narrow.yaml``).
 

@@ -363,14 +363,14 @@ class OGSRL(OfflineAgent):
         fisher = actor.fisher_product(observations[:, ::every], some / some.sum(1, keepdim=True))
         step, objective, recovers = self._solve(lambda v: fisher(v) + self.damping * v, gradients, excess)
 
-        returns = recovers | ((excess > 0.0).any(1) if self.method == "dual" else recovers)
+        # On the way back to a violated constraint the objective may have to get worse.
+        coming_back = recovers | (excess > 0.0).any(1) if self.method == "dual" else recovers
 
         @th.no_grad()
         def accepts() -> tuple[th.Tensor, th.Tensor]:
             change = surrogates() - at_first.detach()
             divergence = (actor.kl_from(mean, log_std, observations) * alive).sum(1)
-            # On the way back to a violated constraint the objective may have to get worse.
-            better = ((change * objective).sum(1) < 0.0) | returns
+            better = ((change * objective).sum(1) < 0.0) | coming_back
             safe = th.ones_like(better)
             if self.method == "dual":
                 safe = (excess + change[:, 1:] <= excess.clamp(min=0.0)).all(1)
@@ -383,9 +383,7 @@ class OGSRL(OfflineAgent):
         }  # fmt: skip
 
     @th.no_grad()
-    def _solve(
-        self, product: Any, gradients: th.Tensor, excess: th.Tensor
-    ) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+    def _solve(self, product: Any, gradients: th.Tensor, excess: th.Tensor) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
         """The step (S, P), the weights of the surrogates in what has to fall (S, K), and whether it recovers (S,)."""
         weights = th.zeros(self.seeds, len(gradients), device=self.device)
         weights[:, 0] = 1.0

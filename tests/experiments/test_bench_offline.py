@@ -39,5 +39,7 @@ def test_speed_of_the_guardian(tether, tmp_path, monkeypatch):
     assert outcome.code == 0, outcome.err
     result = json.loads((tmp_path / "guardian.json").read_text())
     assert {"Tether, exact densities", "Tether, labels", "OGSRL, iterations"} <= set(result["per second"])
-    assert "hours." in (tmp_path / "guardian.md").read_text()
+    hours = 20_000 / result["per second"]["OGSRL, iterations"][0] / 3600
+    assert f"the published 20,000 take {hours:.2f} [{hours:.2f}, {hours:.2f}]" in (tmp_path / "guardian.md").read_text()
     assert "leave out --env and --only" in tether("bench", "guardian", "--only", "BC").err
+    assert "leave out --device" in tether("bench", "safety", "--device", "cuda").err
