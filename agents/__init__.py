@@ -14,14 +14,19 @@ from .common.workers import WorkerError
 from .cpq import CPQ
 from .cql import CQL
 from .fisor import FISOR
+from .flow_bc import FlowBC
+from .fmq import FMQ
+from .fql import FQL
 from .hyper_ddqn import HyperDDQN
 from .hyper_ppo import HyperPPO
 from .iql import IQL
 from .mdpo import MDPO
+from .mvp import MVP
 from .off_policy_mdpo import OffPolicyMDPO
 from .ogsrl import OGSRL
 from .ppo import PPO
 from .prdc import PRDC
+from .qc import QC
 from .r2vpo import R2VPO
 from .td3_bc import TD3BC
 
@@ -31,17 +36,22 @@ __all__ = [
     "CPQ",
     "CQL",
     "FISOR",
+    "FMQ",
+    "FQL",
     "IQL",
     "MDPO",
+    "MVP",
     "OGSRL",
     "PPO",
     "PRDC",
+    "QC",
     "R2VPO",
     "TD3BC",
     "BCQLag",
     "CheckpointCallback",
     "CheckpointError",
     "DataError",
+    "FlowBC",
     "HyperDDQN",
     "HyperPPO",
     "ModelFileError",

@@ -88,7 +88,19 @@ class BatchedLayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: th.Tensor) -> th.Tensor:
-        return th.addcmul(self.bias, F.layer_norm(x, x.shape[-1:], eps=self.eps), self.weight)
+        return normed(self.bias, self.weight, self.eps, x)
+
+    def apart(self) -> list[Callable[[th.Tensor], th.Tensor]]:
+        """The n layers, (1, B, h) to the same each."""
+        pairs = zip(self.bias.split(1), self.weight.split(1), strict=True)
+        return [partial(normed, b, w, self.eps) for b, w in pairs]
+
+
+def normed(bias: th.Tensor, weight: th.Tensor, eps: float, x: th.Tensor) -> th.Tensor:
+    """Layer norm with scale and shift, batched; of a single network in one call."""
+    if len(weight) == 1:
+        return F.layer_norm(x, x.shape[-1:], weight[0, 0], bias[0, 0], eps)
+    return th.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=eps), weight)
 
 
 def exceeds_cache(x: th.Tensor, width: int) -> bool:
@@ -111,6 +123,7 @@ class BatchedMLP(nn.Sequential):
     """n multilayer perceptrons; (n, B, in) to (n, B, out), with no activation after the last layer.
 
     :param widths: of the hidden layers
+    :param layer_norm: after every activation
     """
 
     def __init__(
@@ -121,18 +134,21 @@ class BatchedMLP(nn.Sequential):
         features_out: int,
         activation_fn: Callable[[], nn.Module] = RELU,
         initialise: Initialiser = torch_default,
+        layer_norm: bool = False,
     ) -> None:
         layers: list[nn.Module] = []
         sizes = (features_in, *widths)
         for before, after in zip(sizes, widths, strict=False):
             layers += [BatchedLinear(n, before, after, initialise), activation_fn()]
+            layers += [BatchedLayerNorm(n, after)] if layer_norm else []
         super().__init__(*layers, BatchedLinear(n, sizes[-1], features_out, initialise))
         self.width = max(widths, default=0)
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         if not exceeds_cache(x, self.width):
             return super().forward(x)
-        apart = [layer.apart() if isinstance(layer, BatchedLinear) else repeat(layer) for layer in self]
+        with_weights = (BatchedLinear, BatchedLayerNorm)
+        apart = [layer.apart() if isinstance(layer, with_weights) else repeat(layer) for layer in self]
         outputs = []
         for y, *layers in zip(x.split(1), *apart, strict=False):
             for layer in layers:
@@ -147,19 +163,26 @@ class BatchedValues(nn.Module):
     :param seeds: S
     :param k: functions per seed
     :param features_in: of s, or of s and a together
+    :param kwargs: of the :class:`BatchedMLP`
     """
 
-    def __init__(self, seeds: int, k: int, features_in: int, widths: Sequence[int], initialise: Initialiser) -> None:
+    def __init__(
+        self, seeds: int, k: int, features_in: int, widths: Sequence[int], initialise: Initialiser, **kwargs: Any
+    ) -> None:
         super().__init__()
         self.k = k
-        self.networks = BatchedMLP(seeds * k, features_in, widths, 1, initialise=initialise)
+        self.networks = BatchedMLP(seeds * k, features_in, widths, 1, initialise=initialise, **kwargs)
 
-    def forward(self, *inputs: th.Tensor) -> th.Tensor:
-        """(S, B, i) each to (S, k, B)."""
+    def forward(self, *inputs: th.Tensor, members: slice | None = None) -> th.Tensor:
+        """(S, B, i) each to (S, k, B), or to fewer functions of each seed."""
         x = th.cat(inputs, dim=-1) if len(inputs) > 1 else inputs[0]
         seeds, size, features = x.shape
-        x = x.unsqueeze(1).expand(seeds, self.k, size, features).reshape(seeds * self.k, size, features)
-        return self.networks(x).view(seeds, self.k, size)
+        taken = range(self.k)[members] if members is not None else range(self.k)
+        x = x.unsqueeze(1).expand(seeds, len(taken), size, features).reshape(seeds * len(taken), size, features)
+        if members is None:
+            return self.networks(x).view(seeds, self.k, size)
+        own = {name: p.unflatten(0, (seeds, self.k))[:, members].flatten(0, 1) for name, p in self.networks.named_parameters()}
+        return functional_call(self.networks, own, x).view(seeds, len(taken), size)
 
 
 class BatchedActor(nn.Module):

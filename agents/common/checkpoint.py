@@ -251,8 +251,7 @@ def load_checkpoint(
     :raises CheckpointError: if there is none that can be read
     """
     folder = Path(folder)
-    if env is None and _steps_environments(cls):
-        raise CheckpointError("A training goes on in an environment: give env, made as the training's was.")
+    _require_env(cls, env)
     one = Checkpoint(folder, _read_manifest(folder) or {})
     checkpoint = one if _NAME.fullmatch(folder.name) else find_checkpoint(folder)
     if checkpoint is None:
@@ -261,12 +260,18 @@ def load_checkpoint(
         state = _read_state(checkpoint)
         file = read_model(checkpoint.folder / "model.zip", device, kwargs.pop("custom_objects", None), trust)
         model = build_model(cls, file, env, device, **kwargs)
+        _require_env(model, env)
         _restore(model, checkpoint, state)
         if model._last_obs is None and file.normalizer is not None:  # what could not be restored with the environments
             set_normalizer(model.get_vec_normalize_env(), file.normalizer)
     except (ModelFileError, DamagedError, PlainDataError, OSError, KeyError, RuntimeError, IndexError) as error:
         raise CheckpointError(f"{checkpoint.folder} cannot be loaded: {str(error).rstrip('.')}.") from error
     return model
+
+
+def _require_env(model: Any, env: Any) -> None:
+    if env is None and _steps_environments(model):
+        raise CheckpointError("A training goes on in an environment: give env, made as the training's was.")
 
 
 def _read_state(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class OfflineAgent(Agent):
     """
 
     OPTIMIZERS: ClassVar[tuple[str, ...]] = ()
-    steps_environments: ClassVar[bool] = False
+    steps_environments: bool = False
     _period: int = 1  # gradient steps after which the pattern of updates repeats
     policy: OfflinePolicy
 
@@ -270,16 +270,20 @@ class OfflineAgent(Agent):
         return total, self._init_callback([*callbacks, *([StepsBar(steps)] if progress_bar else [])])
 
     def _take_steps(self, steps: int, log_interval: int) -> None:
+        self._improve(steps)
+        before, self.num_timesteps = self.num_timesteps, self.num_timesteps + steps
+        if self.num_timesteps // log_interval > before // log_interval:
+            self._dump()
+
+    def _improve(self, steps: int) -> None:
+        """So many gradient steps, with the rates of this moment."""
         self.policy.set_training_mode(True)  # a callback's `predict` ends it
         self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
         self._set_rates()
         info = self._guarded(lambda: self._updates(steps), "train")
-        before, self.num_timesteps = self.num_timesteps, self.num_timesteps + steps
         self._n_updates += steps
         if info is not None:
             self._meter.add(info)
-        if self.num_timesteps // log_interval > before // log_interval:
-            self._dump()
 
     def _set_rates(self) -> None:
         """Give the optimisers the learning rates of this step."""
@@ -289,7 +293,7 @@ class OfflineAgent(Agent):
 
     def _updates(self, steps: int) -> dict[str, th.Tensor]:
         """Several gradient steps, on a GPU as one captured graph; the scalars of the last."""
-        if steps == 1 or steps < self._updates_per_call:
+        if self.device.type != "cuda" or steps != self._updates_per_call:
             for i in range(steps):
                 info = self.update(self._draw, self._n_updates + i)
             return info

@@ -56,9 +56,12 @@ class OfflinePolicy(BasePolicy):
         if mode != self.training:
             self.train(mode)
 
-    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+    def _refuse_several_seeds(self) -> None:
         if self.seeds > 1:
             raise ValueError(f"This agent holds {self.seeds} agents side by side: agent.split() gives them one by one.")
+
+    def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+        self._refuse_several_seeds()
         rows = self.normalized(observation.float().flatten(1))
         return self.act(rows.unsqueeze(0), deterministic)[0]
 

@@ -1,0 +1,5 @@
+"""FMQ: flow-map policies from offline to online."""
+
+from .fmq import FMQ
+
+__all__ = ["FMQ"]
