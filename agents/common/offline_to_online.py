@@ -287,6 +287,7 @@ class OfflineToOnlineAgent(OfflineAgent):
         """Play the plans' next actions and remember what comes of them."""
         assert self.env is not None
         before, memory = np.asarray(self._last_obs), self.replay_buffer
+        new_obs: Any
         actions, self._plan = self.policy.predict(before, self._plan, self._last_episode_starts)
         check_finite(actions, "action", self.num_timesteps)
         chosen = self._plan.actions[np.arange(self.n_envs), self._plan.played - 1]

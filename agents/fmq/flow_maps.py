@@ -56,8 +56,11 @@ def lagrangian_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th
     The released code stops the gradient at the other term, so that u off the diagonal is not trained at all.
     """
     x, _, valid = data
-    jump = lambda end: x + (end - r) * u(observations, x, r, end)  # noqa: E731
-    arrived, rate = th.func.jvp(jump, (t,), (th.ones_like(t),))
+
+    def jump(end: th.Tensor) -> th.Tensor:
+        return x + (end - r) * u(observations, x, r, end)
+
+    arrived, rate = th.func.jvp(jump, (t,), (th.ones_like(t),))[:2]
     with th.no_grad():
         velocity = u(observations, arrived, t, t)
     return masked_mean((rate - velocity).square(), valid)
@@ -104,6 +107,7 @@ class FlowMapPolicy(RankedChunkPolicy):
     """
 
     INFERENCE = ("plain", "best-of-n", "qgbs")
+    steps: th.Tensor
 
     def __init__(
         self,
@@ -193,7 +197,7 @@ class FlowMapAgent(OfflineToOnlineAgent):
         """
         u, (r, t) = self.policy.actor, self._times(actions)
         x, velocity = interpolated(th.randn_like(actions), actions, r)
-        data = (x, velocity, valid)
+        data = x, velocity, valid
         if self.distillation == "mf":
             time = uniform_times(actions)
             diagonal = (*interpolated(th.randn_like(actions), actions, time), valid)
@@ -220,7 +224,7 @@ class FlowMapAgent(OfflineToOnlineAgent):
     def update(self, draw: Any, number: int) -> dict[str, th.Tensor]:
         """As :meth:`OfflineToOnlineAgent.update`; the curriculum counts on."""
         infos = super().update(draw, number)
-        self.policy.steps += 1
+        self.policy.steps.add_(1)
         return infos
 
     def _freeze_reference(self) -> None:

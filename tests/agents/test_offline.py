@@ -424,6 +424,8 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights(subject):
     dataset["constraint_values"] = dataset["rewards"]
     if subject.name == "BC":
         agent.actor_loss = lambda batch: (agent.policy.actor(batch["observations"]).sum() * np.inf, {})
+    if subject.name == "FlowBC":
+        agent.flow_loss = lambda batch: (next(agent.policy.parameters()).sum() * np.inf, {})
     with pytest.raises(NonFiniteError, match=r"at step 2, so training stopped"):
         agent.learn_offline(dataset, 2, reset_num_timesteps=False)
     assert all(bool(value.isfinite().all()) for value in everything(agent).values())

@@ -10,7 +10,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from tether.agents import BC, CPQ, CQL, FISOR, IQL, OGSRL, PRDC, TD3BC, BCQLag
+from tether.agents import BC, CPQ, CQL, FISOR, FMQ, FQL, IQL, MVP, OGSRL, PRDC, QC, TD3BC, BCQLag, FlowBC
 
 
 def random_dataset(n: int = 600, obs_dim: int = 3, action_dim: int = 2, episode: int = 20, seed: int = 0) -> dict[str, Any]:
@@ -112,6 +112,11 @@ class Subject:
         return self.cls(env=env, **{"seed": 0, "device": "cpu", **self.small, **kwargs})
 
 
+def spreads(states: np.ndarray, actions: np.ndarray) -> bool:
+    """As the data: uniform actions."""
+    return bool(abs(actions.mean()) < 0.2 and abs(actions.std() - 3**-0.5) < 0.12)
+
+
 def averages(states: np.ndarray, actions: np.ndarray) -> bool:
     """The mean of uniform actions."""
     return bool(np.abs(actions).max() < 0.25)
@@ -194,5 +199,32 @@ SUBJECTS = [
         100,
         safe_or_nearly,
         1e-3,  # conjugate gradients amplify it
+    ),
+    *(
+        Subject(
+            cls,
+            {"batch_size": 16, "horizon": 2, "policy_kwargs": {**TINY, "n_candidates": 3}},
+            {
+                "policy_kwargs": WIDE, "horizon": 1, "learning_rate": 1e-3, "batch_size": 256, "tau": 0.05,
+                "target_candidates": 1, **schedule,
+            },
+            600,
+            follows,
+        )
+        for cls, schedule in ((FMQ, {"warmup": 20, "anneal_end": 200}), (MVP, {"warmup": 20, "anneal_end": 200}), (QC, {}))
+    ),
+    Subject(
+        FQL,
+        {"batch_size": 16, "horizon": 2, "policy_kwargs": {**TINY, "flow_steps": 3}},
+        {"policy_kwargs": WIDE, "horizon": 1, "learning_rate": 1e-3, "batch_size": 256, "tau": 0.05, "alpha": 0.1},
+        1500,
+        follows,
+    ),
+    Subject(
+        FlowBC,
+        {"batch_size": 16, "horizon": 2, "policy_kwargs": {**TINY, "flow_steps": 3}},
+        {"policy_kwargs": WIDE, "horizon": 1, "learning_rate": 1e-3},
+        600,
+        spreads,
     ),
 ]  # fmt: skip
