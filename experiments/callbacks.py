@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
@@ -28,6 +29,7 @@ from .manifest import write_atomically
 
 COLUMNS = ("timesteps", "mean_reward", "std_reward", "mean_cost", "ep_length", "episodes")
 UNSEEN_COLUMNS = ("unseen_mean_reward", "unseen_std_reward")  # where training does not see all levels
+SUCCESS_COLUMNS = ("success_rate",)  # where the environment reports success
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
@@ -39,11 +41,11 @@ def read_evaluations(path: Path) -> list[dict[str, Any]]:
 
 
 class EvaluationCallback(BaseCallback):
-    """Evaluates the policy every ``every`` env steps, keeps ``evaluations.csv`` and the best model.
+    """Evaluates the policy every ``every`` steps, keeps ``evaluations.csv`` and the best model.
 
     :param env: evaluation environment; a ``VecNormalize`` follows the statistics of the training environment's
     :param folder: of the run
-    :param every: env steps between evaluations
+    :param every: steps between evaluations
     :param episodes: whole episodes per evaluation
     :param seed: an evaluation's episodes follow from it and the step, so that a resumed run evaluates as an uninterrupted one
     :param deterministic: take the likeliest actions, and do not sample
@@ -63,21 +65,29 @@ class EvaluationCallback(BaseCallback):
         super().__init__()
         self.env, self.folder, self.every, self.episodes, self.seed = env, folder, every, episodes, seed
         self.deterministic, self.unseen = deterministic, unseen
-        self.columns = COLUMNS if unseen is None else COLUMNS + UNSEEN_COLUMNS
+        self.next: int | None = None
 
     def _init_callback(self) -> None:
+        if self.next is not None:  # of a second training, in whose file there may be rows of what a kill cut off
+            return
         done = self.model.num_timesteps
         self.rows = [row for row in read_evaluations(self.folder / "evaluations.csv") if row["timesteps"] <= done]
         self.best = max((float(row["mean_reward"]) for row in self.rows), default=-float("inf"))
-        last = self.rows[-1]["timesteps"] if self.rows else 0
+        last = self.rows[-1]["timesteps"] if self.rows else done
         self.next = (last // self.every + 1) * self.every
 
     def _on_step(self) -> bool:
         # The last one is made after the last update, see `finish`.
+        assert self.next is not None
         if self.next <= self.num_timesteps < self.model._total_timesteps:
             self.evaluate()
-            self.next = (self.num_timesteps // self.every + 1) * self.every
         return True
+
+    def evaluate_once(self, model: BaseAlgorithm) -> None:
+        """Evaluate outside of a training, if it was not done at this step."""
+        self.init_callback(model)
+        if not self.rows or self.rows[-1]["timesteps"] < model.num_timesteps:
+            self.evaluate()
 
     def finish(self) -> None:
         """Evaluate the final policy."""
@@ -87,6 +97,7 @@ class EvaluationCallback(BaseCallback):
     def evaluate(self) -> None:
         """Evaluate now, write the row, and keep the model if it is the best so far."""
         step = self.model.num_timesteps
+        self.next = (step // self.every + 1) * self.every
         result = self._episodes_of(self.env, step)
         row, logged = {"timesteps": step, **result.row}, _logged(result)
         if self.unseen is not None:
@@ -127,13 +138,17 @@ class EvaluationCallback(BaseCallback):
         return float(self.rows[-1]["mean_reward"]) if self.rows else None
 
     def _write(self) -> None:
-        lines = [",".join(self.columns), *(",".join(str(row.get(c, "")) for c in self.columns) for row in self.rows)]
+        further = [c for c in (*UNSEEN_COLUMNS, *SUCCESS_COLUMNS) if any(c in row for row in self.rows)]
+        columns = [*COLUMNS, *further]
+        lines = [",".join(columns), *(",".join(str(row.get(c, "")) for c in columns) for row in self.rows)]
         write_atomically(self.folder / "evaluations.csv", "\n".join(lines) + "\n")
 
 
 def _logged(result: Evaluation) -> dict[str, float]:
-    values = {"eval/mean_reward": float(result.returns.mean()), "eval/mean_ep_length": float(result.lengths.mean())}
-    return values if result.costs is None else {**values, "eval/mean_cost": float(result.costs.mean())}
+    values = {"eval/mean_reward": result.returns, "eval/mean_ep_length": result.lengths}
+    values |= {} if result.costs is None else {"eval/mean_cost": result.costs}
+    values |= {} if result.successes is None else {"eval/success_rate": result.successes}
+    return {name: float(of_episodes.mean()) for name, of_episodes in values.items()}
 
 
 class StopCallback(BaseCallback):
@@ -186,7 +201,7 @@ class CostCallback(BaseCallback):
         self.seen = False
 
     def _on_step(self) -> bool:
-        for env, info in enumerate(self.locals["infos"]):
+        for env, info in enumerate(self.locals.get("infos", ())):  # there are none while an agent learns offline
             self.seen |= "cost" in info
             self.running[env] += float(info.get("cost", 0.0))
             if self.locals["dones"][env]:
@@ -198,14 +213,16 @@ class CostCallback(BaseCallback):
 
 
 class ConfigurationCallback(BaseCallback):
-    """Writes the configuration to TensorBoard, see :func:`write_configuration`."""
+    """Writes the configuration to TensorBoard once, see :func:`write_configuration`."""
 
     def __init__(self, hparams: Mapping[str, Any], text: str) -> None:
         super().__init__()
-        self.hparams, self.text = dict(hparams), text
+        self.hparams, self.text, self.written = dict(hparams), text, False
 
     def _on_training_start(self) -> None:
-        write_configuration(self.logger, self.hparams, self.text, self.num_timesteps)
+        if not self.written:  # a run may be two trainings, offline and online
+            write_configuration(self.logger, self.hparams, self.text, self.num_timesteps)
+            self.written = True
 
     def _on_step(self) -> bool:
         return True

@@ -25,7 +25,13 @@ OURS = {
     "PPO": "tether.agents:PPO",
     "R2VPO": "tether.agents:R2VPO",
 }
-OFFLINE = {
+OFFLINE_TO_ONLINE = {
+    "FMQ": "tether.agents:FMQ",
+    "FQL": "tether.agents:FQL",
+    "MVP": "tether.agents:MVP",
+    "QC": "tether.agents:QC",
+}  # these learn from a dataset first, and from their environment where --online-steps asks for it
+OFFLINE = OFFLINE_TO_ONLINE | {
     "BC": "tether.agents:BC",
     "BC-Safe": "tether.agents:BC",
     "BCQLag": "tether.agents:BCQLag",
@@ -33,6 +39,7 @@ OFFLINE = {
     "CPQ": "tether.agents:CPQ",
     "CQL": "tether.agents:CQL",
     "FISOR": "tether.agents:FISOR",
+    "FlowBC": "tether.agents:FlowBC",
     "GCCQL": "tether.agents:CQL",
     "GCQL": "tether.agents:CQL",
     "GMB-TRPO": "tether.agents:OGSRL",
@@ -55,6 +62,7 @@ PEERS = {
     "TQC": "sb3_contrib:TQC",
 }
 AGENTS = OURS | PEERS
+TAKE_DATASETS = {*OFFLINE, "SAC", "TD3", "CrossQ", "TQC"}  # these peers begin with a dataset in their replay buffer
 
 # Names of a class with other arguments: they have its presets, and over these an entry of its VARIANTS.
 VARIANTS = {

@@ -47,16 +47,18 @@ def _add_train(commands: Any) -> None:
     p.add_argument("agent", metavar="AGENT", help="see `tether list agents`")
     p.add_argument("--env", required=True, metavar="ID", help="environment id, see `tether list envs`")
     p.add_argument("--dataset", metavar="FILE", help="what offline agents learn from: a file, or a known dataset's name")
+    p.add_argument("--init-from", metavar="MODEL.zip", help="weights to begin with; {env}, {seed}, {agent} are the run's")
     p.add_argument("--train-share", type=float, default=1.0, metavar="S", help="share of its episodes to learn from")
     p.add_argument(
         "--steps", type=_whole, metavar="N", help="env steps, offline gradient steps (default: the preset's, else 1,000,000)"
     )
+    p.add_argument("--online-steps", type=_whole, default=0, metavar="N", help="env steps that follow, of FMQ and its rivals")
     p.add_argument("--seed", type=int, default=0, metavar="K")
     p.add_argument("--n-envs", type=int, metavar="N", help="parallel environments (default: the preset's)")
     p.add_argument("--backend", default="auto", metavar="B", help="auto, dummy, subproc or envpool (default: auto)")
     p.add_argument("--env-kwargs", nargs="+", default=[], metavar="K=V", help="arguments of the environment")
     p.add_argument("--hp", nargs="+", default=[], metavar="K=V", help="arguments of the agent; values are YAML, dots nest")
-    p.add_argument("--eval-every", type=_whole, metavar="N", help="env steps between evaluations (default: steps / 20)")
+    p.add_argument("--eval-every", type=_whole, metavar="N", help="steps between evaluations (default: a 20th of all)")
     p.add_argument("--eval-episodes", type=_whole, default=10, metavar="N")
     p.add_argument("--checkpoint-every", type=float, default=120.0, metavar="S", help="seconds between checkpoints")
     p.add_argument("--on-nonfinite", choices=("stop", "skip", "rollback"), default="stop", help="at a NaN (default: stop)")
@@ -164,6 +166,8 @@ def _train(args: argparse.Namespace) -> int:
         device=args.device,
         dataset=args.dataset,
         train_share=args.train_share,
+        online_steps=args.online_steps,
+        init_from=args.init_from,
     )
     result = train(config, verbose=2 if args.verbose else 1, command=args.typed)
     if not result.finished:

@@ -23,40 +23,51 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Per-episode results, each of length ``episodes``; ``costs`` is None where the environment reports none."""
+    """Per-episode results, each of length ``episodes``; ``costs`` and ``successes`` are None where none are reported."""
 
     returns: np.ndarray
     lengths: np.ndarray
     costs: np.ndarray | None
+    successes: np.ndarray | None = None
+    """1 where the last step of an episode says that the task is solved, 0 elsewhere."""
 
     @property
     def row(self) -> dict[str, Any]:
         """The columns of ``evaluations.csv`` without ``timesteps``."""
+        success = {} if self.successes is None else {"success_rate": float(self.successes.mean())}
         return {
             "mean_reward": float(self.returns.mean()),
             "std_reward": float(self.returns.std()),
             "mean_cost": "" if self.costs is None else float(self.costs.mean()),
             "ep_length": float(self.lengths.mean()),
             "episodes": len(self.returns),
+            **success,
         }
 
 
-class _Costs:
-    """Sums ``info["cost"]`` per episode while SB3's ``evaluate_policy`` runs (it calls back once per env and step)."""
+class _Infos:
+    """What the infos tell of each episode while SB3's ``evaluate_policy`` runs (it calls back once per env and step).
+
+    It sums ``info["cost"]``, and of ``info["success"]`` or ``info["is_success"]`` it takes the last.
+    """
 
     def __init__(self) -> None:
         self.running: dict[int, float] = defaultdict(float)
-        self.episodes: list[float] = []
-        self.seen = False
+        self.costs: list[float] = []
+        self.successes: list[float] = []
+        self.with_costs = self.with_successes = False
 
     def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> None:
         env, info = local["i"], local["info"]
         if "cost" in info:
-            self.seen = True
+            self.with_costs = True
             self.running[env] += float(info["cost"])
         if local["done"]:
+            success = info.get("success", info.get("is_success"))
+            self.with_successes |= success is not None
             if local["episode_counts"][env] < local["episode_count_targets"][env]:
-                self.episodes.append(self.running[env])
+                self.costs.append(self.running[env])
+                self.successes.append(float(bool(success)))
             self.running[env] = 0.0
 
 
@@ -67,11 +78,13 @@ def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bo
     """
     from stable_baselines3.common.evaluation import evaluate_policy
 
-    costs = _Costs()
+    infos = _Infos()
     returns, lengths = evaluate_policy(
-        model, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=costs
+        model, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=infos
     )
-    return Evaluation(np.array(returns), np.array(lengths), np.array(costs.episodes) if costs.seen else None)
+    costs = np.array(infos.costs) if infos.with_costs else None
+    successes = np.array(infos.successes) if infos.with_successes else None
+    return Evaluation(np.array(returns), np.array(lengths), costs, successes)
 
 
 @dataclass(frozen=True)
@@ -194,8 +207,9 @@ def _saved_agent(path: Path, file: ModelFile) -> str:
 
 
 def summary(result: Evaluation, env_id: str) -> str:
-    """Mean, standard deviation, IQM and its 95 % bootstrap interval in a line; further ones for costs and scores."""
+    """Mean, standard deviation, IQM and its 95 % bootstrap interval in a line; further ones for costs, success and scores."""
     from .scores import normalized
+    from .statistics import interval
 
     episodes = f"{len(result.returns)} episode{'s' if len(result.returns) > 1 else ''}"
     lines = [
@@ -204,6 +218,10 @@ def summary(result: Evaluation, env_id: str) -> str:
     ]
     if result.costs is not None:
         lines.append(f"cost: mean {result.costs.mean():.2f}, {_iqm_in_words(result.costs, 2)}")
+    if result.successes is not None:
+        low, high = interval(result.successes, np.mean)
+        around = f" [{low:.3f}, {high:.3f}]" if len(result.successes) > 1 else ""
+        lines.append(f"success rate: {result.successes.mean():.3f}{around}")
     scores = normalized(env_id, result.returns)
     if scores is not None:
         lines.append(f"normalised score: mean {scores.mean():.3f}, {_iqm_in_words(scores, 3)}")

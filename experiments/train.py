@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments
 from .published import same_task
 from .run_config import RunConfig, identity_of, plain, refuse_other_configuration
+from .starting import fill_replay_buffer, sha256_of_model, start_from
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -62,7 +62,10 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
     config, arguments = config.resolve()
     folder = config.folder
     dataset = _dataset_of(config)
-    identity = identity_of(config, arguments, None if dataset is None else dataset.meta["sha256"])
+    if dataset is not None and not config.offline and "buffer_size" not in config.hp:
+        arguments["buffer_size"] = len(dataset) + max(config.total, config.n_envs or 1)
+    sha256 = {"dataset": None if dataset is None else dataset.meta["sha256"], "init_from": sha256_of_model(config)}
+    identity = identity_of(config, arguments, **sha256)
     previous = read_manifest(folder)
     if previous is not None:
         refuse_other_configuration(folder, previous["config"], identity)
@@ -107,6 +110,8 @@ class _Run:
         if dataset is not None:
             described = {"source": Path(dataset.meta["source"]).name, "transitions": len(dataset)}
             self.manifest["dataset"] = {**{k: v for k, v in dataset.meta.items() if k != "died"}, **described}
+        if config.online_steps:
+            self.manifest["online_steps"] = config.online_steps
 
     def _deterministic(self) -> bool:
         """Whether evaluations take the likeliest actions."""
@@ -138,8 +143,8 @@ class _Run:
                 raise UsageError(f"{error} Or delete {self.folder} to start it anew.") from error
             if checkpoint is not None and previous is not None:
                 self.manifest["wall_seconds"] = previous.get("checkpoint_seconds", previous["wall_seconds"])
-                self.manifest |= {key: previous[key] for key in ("command", "started") if key in previous}
-                self._say(f"continuing {self.folder} at step {model.num_timesteps:,} of {self.config.steps:,}")
+                self.manifest |= {key: previous[key] for key in ("command", "started", "init_from") if key in previous}
+                self._say(f"continuing {self.folder} at step {model.num_timesteps:,} of {self.config.total:,}")
             if self.config.agent in OURS:
                 model.on_nonfinite = "skip" if self.config.on_nonfinite == "skip" else "stop"  # type: ignore[attr-defined]
             if rollbacks:
@@ -177,7 +182,7 @@ class _Run:
         from tether.agents import Resumable
         from tether.envs import make_vec
 
-        if self.config.offline:  # for its spaces
+        if not self.config.collects:  # for its spaces
             return make_vec(self.config.env, backend="dummy", seed=self.config.seed, env_kwargs=self.config.env_kwargs or None)
         segment = len(list(self.folder.glob("*monitor.csv")))
         return make_vec(
@@ -185,10 +190,10 @@ class _Run:
             n_envs=self.config.n_envs or 1,
             backend=self.config.backend,
             seed=self.config.seed,
-            normalize=bool(self.arguments.get("normalize", False)),
+            normalize=bool(self.arguments.get("normalize", False)) and not self.config.offline,
             monitor_file=str(self.folder / ("monitor.csv" if segment == 0 else f"{segment}.monitor.csv")),
             env_kwargs=self.config.env_kwargs or None,
-            halves=self.config.agent in OURS,
+            halves=self.config.agent in OURS and not self.config.offline,
             wrapper_class=Resumable if self.config.backend == "subproc" else None,
         )
 
@@ -203,10 +208,15 @@ class _Run:
             kwargs["action_noise"] = _gaussian_noise(env, self.arguments["noise_std"])
         policy = self.arguments.get("policy") or _default_policy(env)
         try:
-            return cls(policy, env, seed=self.config.seed, device=self.config.device, **kwargs)
+            model = cls(policy, env, seed=self.config.seed, device=self.config.device, **kwargs)
         except (ValueError, TypeError, AssertionError, RuntimeError) as error:
             reason = str(error) if isinstance(error, ValueError) else first_line(error)
             raise UsageError(f"{self.config.agent} cannot be built for {self.config.env}: {reason}") from error
+        if self.config.init_from is not None:
+            self.manifest["init_from"] = {**start_from(model, self.config), "sha256": self.manifest["config"]["init_from"]}
+        if self.dataset is not None and not self.config.offline:
+            fill_replay_buffer(model, self.dataset, self.config.agent)
+        return model
 
     def _say_other_task(self) -> None:
         """A dataset names the environment that it is of."""
@@ -231,13 +241,17 @@ class _Run:
         clock = _stopwatch(self.manifest["wall_seconds"])
         evaluation, checkpoint, stopper, others = self._callbacks(model, clock)
         model.set_logger(make_logger(self.folder, model.num_timesteps, verbose=self.verbose > 1))
-        assert self.config.steps is not None
         status, seconds, at_rest = "interrupted", clock(), False
         try:
             with self.stop.deferred(), watched(model.env):
-                learn, steps = self._method(model), self.config.steps - model.num_timesteps
-                bar = self.verbose > 0 and sys.stderr.isatty()
-                learn(steps, callback=[*others, evaluation, checkpoint, stopper], reset_num_timesteps=False, progress_bar=bar)
+                callbacks = [*others, evaluation, checkpoint, stopper]
+                if self.config.offline:
+                    self._learn_offline(model, callbacks)
+                if self.config.online_steps and not stopper.stopped and model.num_timesteps == self.config.steps:
+                    evaluation.evaluate_once(model)
+                    model.fill_replay(self.dataset)  # type: ignore[attr-defined]
+                if self.config.collects and not stopper.stopped:
+                    model.learn(self.config.total - model.num_timesteps, callbacks, **self._how)
             seconds, at_rest = clock(), True
             if not stopper.saved:
                 checkpoint.save()
@@ -258,13 +272,18 @@ class _Run:
         self._update_manifest(status, self._reached(model), seconds)
         return RunResult(self.folder, finished=status == "finished", fresh=True, manifest=self.manifest)
 
-    def _method(self, model: BaseAlgorithm) -> Callable[..., Any]:
-        """What trains the model for a number of steps."""
-        if self.dataset is None:
-            return model.learn
+    @property
+    def _how(self) -> dict[str, Any]:
+        """How both phases are called."""
+        return {"reset_num_timesteps": False, "progress_bar": self.verbose > 0 and sys.stderr.isatty()}
+
+    def _learn_offline(self, model: Any, callbacks: list[BaseCallback]) -> None:
+        """What is left of the gradient steps."""
         assert self.config.steps is not None
-        log_interval = max(1, min(1000, self.config.steps // LOG_ROWS))
-        return partial(model.learn_offline, self.dataset, log_interval=log_interval)  # type: ignore[attr-defined]
+        steps, log_interval = self.config.steps - model.num_timesteps, max(1, min(1000, self.config.steps // LOG_ROWS))
+        model._schedule_total = self.config.total  # rates fall over both phases
+        if steps > 0 or not self.config.online_steps:
+            model.learn_offline(self.dataset, steps, callbacks, log_interval, **self._how)
 
     def _reached(self, model: BaseAlgorithm) -> int:
         """Env steps from which the run would go on, or that it ended with."""
@@ -308,7 +327,7 @@ class _Run:
         guard = [] if config.agent in OURS else [FiniteCallback()]
         text = yaml.safe_dump(plain(self.manifest["config"]), sort_keys=False)
         configuration = ConfigurationCallback(hparams, "".join(f"    {line}\n" for line in text.splitlines()))
-        costs = [] if config.offline else [CostCallback()]
+        costs = [CostCallback()] if config.collects else []
         return evaluation, checkpoint, stopper, [*guard, *costs, configuration]
 
     def _make_evaluation_env(self, model: BaseAlgorithm, env_kwargs: dict[str, Any]) -> VecEnv:
@@ -343,12 +362,15 @@ def _may_roll_back(config: RunConfig, error: ValueError, rollbacks: int) -> bool
 
 
 def _dataset_of(config: RunConfig) -> OfflineDataset | None:
-    """What an offline agent learns from; None for the others."""
+    """What an offline agent learns from, or a peer begins with; OGBench's data with the rewards of the run's own task."""
     from tether.envs import load_dataset
+    from tether.envs.datasets import ogbench
 
     if config.dataset is None:
         return None
-    whole = load_dataset(config.dataset)
+    of_ogbench = Path(config.dataset).suffix == ".npz" or ogbench.address(config.dataset) is not None
+    task = {"task": config.env} if of_ogbench and "singletask" in config.env.split("-") else {}
+    whole = load_dataset(config.dataset, **task)
     return whole if config.train_share == 1.0 else whole.split((config.train_share,))[0]
 
 
