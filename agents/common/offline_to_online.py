@@ -188,9 +188,8 @@ class OfflineToOnlineAgent(OfflineAgent):
             self.steps_environments = True
             self.policy.rank_by(self.online_ranking)
             self._freeze_reference()
-        former = self.replay_buffer
-        rows = 0 if former is None else len(former)
-        rows = max(rows, len(self._data["returns"]) if former is None and self._data else 0)
+        former = self._memory
+        rows = len(former) if former is not None else len(self._data["returns"]) if self._data else 0
         room = min(rows + steps, max(self.buffer_size, rows + 1))
         if former is None or (room > former.buffer_size and not former.full):
             self._memory_rows, self._graph = max(1, room), None
@@ -200,7 +199,7 @@ class OfflineToOnlineAgent(OfflineAgent):
             elif self._data:
                 self._memory.fill(self._data)
             self._data = {}
-        self.replay_buffer.note_size()
+        self._memory.note_size()  # type: ignore[union-attr]
 
     def _freeze_reference(self) -> None:
         """What an agent keeps of its policy at the end of the offline phase."""
@@ -304,7 +303,7 @@ class OfflineToOnlineAgent(OfflineAgent):
         self._last_obs, self._last_episode_starts = new_obs, dones
         self.num_timesteps += self.n_envs
         self.online_steps += self.n_envs
-        self._update_info_buffer(infos, dones)
+        self._update_info_buffer([{"is_success": info.get("success"), **info} for info in infos], dones)
         return actions, new_obs, rewards, dones, infos
 
     def _dump(self) -> None:
