@@ -178,7 +178,8 @@ def _train(args: argparse.Namespace) -> int:
     if not result.fresh:
         print(f"{result.folder} is finished already ({result.manifest['timesteps']:,} steps): nothing to do.")
         return 0
-    rate = result.manifest["timesteps"] / max(result.manifest["wall_seconds"], 1e-9)
+    before = result.manifest.get("init_from", {}).get("timesteps", 0)
+    rate = (result.manifest["timesteps"] - before) / max(result.manifest["wall_seconds"], 1e-9)
     seconds = f"{result.manifest['wall_seconds']:.0f} s ({rate:,.0f} steps/s)"
     print(f"{result.folder}: {result.manifest['timesteps']:,} steps in {seconds}")
     print(f"curves: tensorboard --logdir {args.out}")

@@ -35,6 +35,10 @@ COLOURS = {
     "HyperDDQN-Euclidean": "#c98a1b",
     "GIRL": "#d6277f",
     "FMQ": "#c79a00",
+    "MVP": "#2b8a9e",
+    "QC": "#b23a48",
+    "FQL": "#5b7f2b",
+    "FlowBC": "#a05fa8",
     "FISOR": "#0f766e",
     "PRDC": "#7b5ea7",
     "OGSRL": "#9b2226",
@@ -89,6 +93,8 @@ STYLE: dict[Any, Any] = {
 }
 COLUMNS = 3
 GRID_POINTS = 200
+# What the panels show, and the curve of a run that it is.
+QUANTITIES = {"return": "mean_reward", "success rate": "success_rate", "cost": "mean_cost"}
 
 
 def prominence(row: Row) -> tuple[bool, str, str, int]:
@@ -97,7 +103,9 @@ def prominence(row: Row) -> tuple[bool, str, str, int]:
 
 
 def learning_curves(rows: Sequence[Row]) -> bytes:
-    """A PNG: IQM over seeds with its 95 % bootstrap band against steps; costs below the returns where there are any.
+    """A PNG: IQM over seeds with its 95 % bootstrap band against steps; success and costs below returns, where there are any.
+
+    A dotted line is where agents that learnt from data go online.
 
     :param rows: of any number of environments, at least one with an evaluation
     """
@@ -108,10 +116,10 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
         spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
         figure = Figure(figsize=(4.3 * columns + 0.4, 3.1 * len(layout) + 0.5), dpi=150, layout=spacing)
         panels = figure.subplots(len(layout), columns, squeeze=False)
-        for (envs, cost), axes in zip(layout, panels, strict=True):
+        for (envs, quantity), axes in zip(layout, panels, strict=True):
             for env, axis in zip_longest(envs, axes):
                 if env:
-                    _panel(axis, env, [row for row in rows if row.env == env], lines, cost)
+                    _panel(axis, env, [row for row in rows if row.env == env], lines, quantity)
                 else:
                     axis.set_axis_off()
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
@@ -177,18 +185,23 @@ def _draw_log(axis: Axes, logs: Sequence[Series], key: str, line: dict[str, Any]
     axis.fill_between(grid, np.min(curves, axis=0), np.max(curves, axis=0), color=line["color"], alpha=0.15, linewidth=0)
 
 
-def _layout(rows: Sequence[Row]) -> tuple[list[tuple[list[str], bool]], int]:
-    """Rows of panels as (environments, whether the panels show costs), "" for none, and the number of columns."""
-    costly = {row.env for row in rows if len(row.costs)}
-    envs = sorted({row.env for row in rows}, key=lambda env: (env in costly, env))
+def _layout(rows: Sequence[Row]) -> tuple[list[tuple[list[str], str]], int]:
+    """Rows of panels as (environments, what the panels show), "" for no environment, and the number of columns."""
+    having = {quantity: {row.env for row in rows if len(_finals(row, quantity))} for quantity in QUANTITIES}
+    envs = sorted({row.env for row in rows}, key=lambda env: ([env in having[quantity] for quantity in QUANTITIES], env))
     columns = 2 if len(envs) == 4 else min(COLUMNS, len(envs))
     layout = []
     for first in range(0, len(envs), columns):
         band = envs[first : first + columns]
-        layout.append((band, False))
-        if costly & set(band):
-            layout.append(([env if env in costly else "" for env in band], True))
+        for quantity, those in having.items():
+            if those & set(band):
+                layout.append(([env if env in those else "" for env in band], quantity))
     return layout, columns
+
+
+def _finals(row: Row, quantity: str) -> FloatArray:
+    """What the runs of a row end with, (R,), or (0,) where they do not have it."""
+    return {"return": row.returns, "success rate": row.successes, "cost": row.costs}[quantity]
 
 
 def line_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -211,30 +224,34 @@ def line_styles(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return styles
 
 
-def _panel(axis: Axes, env: str, rows: Sequence[Row], lines: dict[str, dict[str, Any]], cost: bool) -> None:
+def _panel(axis: Axes, env: str, rows: Sequence[Row], lines: dict[str, dict[str, Any]], quantity: str) -> None:
+    for switch in sorted({run.switch for row in rows for run in row.runs if run.switch is not None}):
+        axis.axvline(switch, color="#9aa1a9", linestyle=":", linewidth=1.0, zorder=1)
+        above: dict[str, Any] = {"xytext": (3, 0), "textcoords": "offset points", "va": "top", "fontsize": 8}
+        axis.annotate("online", (switch, 1.0), xycoords=("data", "axes fraction"), color="#7b838c", **above)
     for row in rows:
-        if not cost or len(row.costs):
+        if len(_finals(row, quantity)):
             # Runs of several budgets share a line style: the end of the shorter line says its budget.
             shorter = any(row.label == other.label and row.steps < other.steps for other in rows)
             remark = "unfinished" if not row.finished else format_steps(row.steps) if shorter else ""
-            _draw(axis, row, lines[row.label], cost, remark)
-    axis.set_ylabel("cost" if cost else "return")
+            _draw(axis, row, lines[row.label], QUANTITIES[quantity], remark)
+    axis.set_ylabel(quantity)
     axis.set_xlabel("steps")
     axis.set_xlim(left=0)
     axis.margins(y=0.08)
     axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
     axis.locator_params(axis="x", nbins=5)
     axis.locator_params(axis="y", nbins=6)
-    if not cost:
+    if quantity == "return":
         seeds = sorted({len(row.runs) for row in rows})
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
         axis.set_title(env, loc="left", fontsize=11, fontweight="bold")
         axis.set_title(f"{count} seed{'s' * (seeds[-1] > 1)}", loc="right", fontsize=9, color="#7b838c")
 
 
-def _draw(axis: Axes, row: Row, line: dict[str, Any], cost: bool, remark: str) -> None:
+def _draw(axis: Axes, row: Row, line: dict[str, Any], curve: str, remark: str) -> None:
     """One line with its band, or a point with its interval where there is a single evaluation."""
-    grid, curves = _on_common_grid(row.runs, "mean_cost" if cost else "mean_reward")
+    grid, curves = _on_common_grid(row.runs, curve)
     value, (low, high) = iqm(curves, axis=0), interval(curves, resamples=2000)
     if len(grid) > 1:
         shade = 0.1 if row.agent in PEERS else 0.15

@@ -19,7 +19,7 @@ from .published import Published, read_published, same_task
 from .runs import FloatArray, Row, Run, RunError, group, load_runs
 from .safe_scores import METRICS, has_safe_scores, safe_section
 from .scores import SCORES, score_range, score_section
-from .statistics import Estimate, interval, iqm, probability_of_improvement
+from .statistics import Estimate, interval, iqm, probability_of_improvement, stratified_bootstrap
 
 SUMMARY_COLUMNS = (
     *("env", "agent", "steps", "source", "finished", "quantity", "statistic"),
@@ -40,7 +40,7 @@ class Comparison:
     x: str
     y: str
     quantity: str
-    """`"return"`, where more is better, or `"cost"`, where less is."""
+    """`"return"` or `"success"`, where more is better, or `"cost"`, where less is."""
     tasks: int
     runs: str
     estimate: Estimate
@@ -123,6 +123,9 @@ def _document(
     if safe := _safe(rows):
         yield ""
         yield from safe_section(safe, [p for p in papers if p.metric in METRICS])
+    if len({row.env for row in rows if row.finished and len(row.successes)}) > 1:
+        yield ""
+        yield from _success_section(rows)
     if comparisons:
         yield ""
         yield from _comparison_section(comparisons)
@@ -135,11 +138,13 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
     rows = sorted(rows, key=lambda row: (row.steps, -iqm(row.returns) if row.runs else np.inf))
     with_costs = any(len(row.costs) for row in rows)
     with_unseen = any(len(row.unseen_returns) for row in rows)
+    with_success = any(len(row.successes) for row in rows)
     cited = {(row.agent, row.steps): _cited(row, papers) for row in rows}
     places = {paper.place for found in cited.values() for paper in found}
     header = ["agent", "seeds", "steps", "return (IQM)", "95 % interval", "mean", "std"]
     header += ["unseen levels (IQM)", "95 % interval"] if with_unseen else []
     header += ["cost (IQM)", "cost, 95 % interval", "mean cost"] if with_costs else []
+    header += ["success (IQM)", "success, 95 % interval", "mean success"] if with_success else []
     header += [f"published ({places.pop()})" if len(places) == 1 else "published"] if any(cited.values()) else []
     header += ["steps/s"]
     body = []
@@ -147,6 +152,7 @@ def _env_section(rows: Sequence[Row], papers: Sequence[Published]) -> Iterator[s
         cells = [row.label, str(len(row.runs)), format_steps(row.steps), *_score_cells(row.returns), _std(row.returns)]
         cells += _score_cells(row.unseen_returns)[:2] if with_unseen else []
         cells += _score_cells(row.costs) if with_costs else []
+        cells += _score_cells(row.successes) if with_success else []
         cells += [_published_cell(cited[row.agent, row.steps], header)] if any(cited.values()) else []
         cells += [number(_speed(row))]
         body.append(cells)
@@ -196,6 +202,10 @@ def _notes(rows: Sequence[Row]) -> Iterator[str]:
         if len(budgets) > 1:
             lengths = ", ".join(map(format_steps, budgets))
             yield f"{agent}: runs of different lengths ({lengths} steps) are not mixed; each has a row of its own."
+        phases = dict.fromkeys(run.switch for row in rows if row.agent == agent for run in _all_runs([row]))
+        for switch in phases:
+            if switch is not None:
+                yield f"{agent}: the first {format_steps(switch)} steps are gradient steps on data, the others are env steps."
     few = [row.label for row in rows if 1 < len(row.runs) < FEW_SEEDS]
     if few:
         yield f"Fewer than {FEW_SEEDS} seeds: the intervals of {', '.join(few)} are rough, and rather too narrow."
@@ -233,12 +243,13 @@ def _progress(run: Run) -> str:
 
 def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     """Every pair of agents that share a task. Rows of unfinished runs take no part."""
-    for quantity, sign in (("return", 1), ("cost", -1)):
+    for quantity, of in (
+        ("return", lambda row: row.returns), ("success", lambda row: row.successes), ("cost", lambda row: -row.costs)
+    ):  # fmt: skip
         scores: dict[str, dict[tuple[str, int], FloatArray]] = {}
         for row in rows:
-            values = sign * (row.returns if quantity == "return" else row.costs) if row.finished else np.empty(0)
-            if len(values):
-                scores.setdefault(row.label, {})[row.env, row.steps] = values
+            if row.finished and len(of(row)):
+                scores.setdefault(row.label, {})[row.env, row.steps] = of(row)
         for x, y in combinations(scores, 2):
             shared = [task for task in scores[x] if task in scores[y]]
             if shared:
@@ -255,7 +266,7 @@ def _comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
         "one half, averaged over the environments that both have finished. The intervals are not corrected for the "
         "number of pairs; one without width says that these few seeds do not overlap, not that no seed would."
     )
-    for quantity, better in (("return", "higher return"), ("cost", "lower cost")):
+    for quantity, better in (("return", "higher return"), ("success", "higher success rate"), ("cost", "lower cost")):
         chosen = [comparison for comparison in comparisons if comparison.quantity == quantity]
         if chosen:
             yield ""
@@ -267,6 +278,30 @@ def _comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
                     for c in chosen
                 ],
             )
+
+
+def _success_section(rows: Sequence[Row]) -> Iterator[str]:
+    yield "## Success"
+    yield ""
+    yield (
+        "Share of episodes whose last step is a success, of the final policy: over all runs of all environments that report "
+        "it, with intervals by the bootstrap stratified by environment."
+    )
+    rates: dict[tuple[str, int], dict[str, FloatArray]] = {}
+    for row in rows:
+        if row.finished and len(row.successes):
+            rates.setdefault((row.label, row.steps), {})[row.env] = row.successes
+    body = []
+    for (label, steps), of in rates.items():
+        every = np.concatenate(list(of.values()))
+        cells = [label, format_steps(steps), str(len(of)), str(len(every))]
+        for statistic in (iqm, np.mean):
+            ends = stratified_bootstrap(of, statistic)
+            cells += [f"{statistic(every):.3f}", brackets(*ends, "{:.3f}")]
+        body.append(cells)
+    yield ""
+    header = ["agent", "steps", "environments", "runs", "IQM", "95 % interval", "mean", "95 % interval"]
+    yield from table(header, body)
 
 
 # ------------------------------------------------------------------------------------------------ how it was made
@@ -353,7 +388,8 @@ def _summary(rows: Sequence[Row], comparisons: Sequence[Comparison]) -> str:
 
 
 def _row_summary(row: Row) -> Iterator[dict[str, Any]]:
-    for quantity, scores in (("return", row.returns), ("unseen_return", row.unseen_returns), ("cost", row.costs)):
+    quantities = {"return": row.returns, "unseen_return": row.unseen_returns, "cost": row.costs, "success": row.successes}
+    for quantity, scores in quantities.items():
         if not len(scores):
             continue
         for run, score in zip(row.runs, scores, strict=True):

@@ -24,8 +24,8 @@ SB3_FOLDER = re.compile(r"(.+)_(\d+)")  # SB3 names TensorBoard folders PPO_1, P
 
 # Evaluations are worth more than training returns, which the exploration noise and the policies of the past blur.
 LOGGED = (
-    ("eval/mean_reward", "eval/mean_cost", "evaluation"),
-    ("rollout/ep_rew_mean", "rollout/ep_cost_mean", "training"),
+    ("eval/mean_reward", "eval/mean_cost", "eval/success_rate", "evaluation"),
+    ("rollout/ep_rew_mean", "rollout/ep_cost_mean", "rollout/success_rate", "training"),
 )
 
 # What a configuration holds beside the experiment itself: two runs that differ only here are seeds of one row.
@@ -64,6 +64,8 @@ class Run:
     """(T,) undiscounted return, mean over the episodes of the evaluation."""
     mean_cost: FloatArray
     """(T,) undiscounted cost likewise; nan where the environment has none."""
+    success_rate: FloatArray
+    """(T,) share of the episodes whose last step is a success; nan where the environment does not say."""
     episodes: FloatArray
     """(T,) episodes per evaluation; nan where unknown."""
     finished: bool
@@ -81,10 +83,15 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """The budget of the run in steps; without a manifest, the last step logged, to two digits."""
+        """The budget of the run in steps, of both phases; without a manifest, the last step logged, to two digits."""
         if "steps" in self.manifest:
-            return int(self.manifest["steps"])
+            return int(self.manifest["steps"]) + int(self.manifest.get("online_steps", 0))
         return round(float(f"{self.reached:.1e}"))
+
+    @property
+    def switch(self) -> int | None:
+        """Where gradient steps on data end and env steps begin; None where there is one phase."""
+        return int(self.manifest["steps"]) if self.manifest.get("online_steps") else None
 
     @property
     def reached(self) -> int:
@@ -95,12 +102,16 @@ class Run:
     def steps_per_second(self) -> float:
         """Training steps per second of wall time, nan where the manifest does not tell."""
         seconds = float(self.manifest.get("wall_seconds") or 0)
-        return float(self.manifest.get("timesteps") or 0) / seconds if seconds > 0 else float("nan")
+        before = (self.manifest.get("init_from") or {}).get("timesteps", 0)  # of the model that it began with
+        return float((self.manifest.get("timesteps") or 0) - before) / seconds if seconds > 0 else float("nan")
 
     @property
     def settings(self) -> dict[str, Any]:
         """The configuration as far as it makes another experiment: dotted names, without seed, device and the like."""
-        return dict(_flatten(self.manifest.get("config") or {}))
+        settings = dict(_flatten(self.manifest.get("config") or {}))
+        if "init_from" in self.manifest:  # each seed begins with a file of its own, of one agent
+            settings["init_from"] = self.manifest["init_from"]["agent"]
+        return settings
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,10 +151,17 @@ class Row:
         costs = np.array([run.mean_cost[-1] for run in self.runs])
         return costs if np.isfinite(costs).all() else np.empty(0)
 
+    @property
+    def successes(self) -> FloatArray:
+        """(R,) success rate of each run at its last evaluation, or (0,) if a run has none."""
+        rates = np.array([run.success_rate[-1] for run in self.runs])
+        return rates if np.isfinite(rates).all() else np.empty(0)
+
 
 class _Curve(NamedTuple):
     rows: FloatArray
-    """(T, 5) timesteps, mean_reward, mean_cost, episodes, unseen_mean_reward; the last three nan where unknown."""
+    """(T, 6) timesteps, mean_reward, mean_cost, episodes, unseen_mean_reward, success_rate; nan for the last four where
+    unknown."""
     source: str
 
 
@@ -227,7 +245,7 @@ def _read(place: Path) -> Run:
     agent, env, seed = _identity(manifest, place)
     _check(curve, place)
     last = np.diff(curve.rows[:, 0], append=np.inf) > 0  # of several evaluations at one step, the last
-    timesteps, mean_reward, mean_cost, episodes, unseen = curve.rows[last].T
+    timesteps, mean_reward, mean_cost, episodes, unseen, success_rate = curve.rows[last].T
     return Run(
         agent=agent,
         env=env,
@@ -235,6 +253,7 @@ def _read(place: Path) -> Run:
         timesteps=timesteps.astype(np.int64),
         mean_reward=mean_reward,
         mean_cost=mean_cost,
+        success_rate=success_rate,
         episodes=episodes,
         finished=manifest.get("status", "finished") == "finished",
         manifest=manifest,
@@ -279,11 +298,11 @@ def _read_curve(folder: Path) -> _Curve:
         return _read_progress(folder / "progress.csv")
     if _has_events(os.listdir(folder)):
         return _read_events(folder)
-    return _Curve(np.empty((0, 5)), "evaluation")
+    return _Curve(np.empty((0, 6)), "evaluation")
 
 
 def _read_evaluations(path: Path) -> _Curve:
-    names = ("timesteps", "mean_reward", "mean_cost", "episodes", "unseen_mean_reward")
+    names = ("timesteps", "mean_reward", "mean_cost", "episodes", "unseen_mean_reward", "success_rate")
     columns = _read_csv(path, names)
     for name in names[:2]:
         if name not in columns:
@@ -315,10 +334,12 @@ def _read_events(folder: Path) -> _Curve:
 
 def _logged_curve(series: Mapping[str, Mapping[float, float]]) -> _Curve:
     """The curve in SB3's log, given as values by step for each name; empty if no return was logged."""
-    reward, cost, source = next((names for names in LOGGED if series.get(names[0])), LOGGED[0])
-    rewards, costs = series.get(reward, {}), series.get(cost, {})
-    rows = [(step, rewards[step], costs.get(step, np.nan), np.nan, np.nan) for step in sorted(rewards)]
-    return _Curve(np.array(rows, dtype=np.float64).reshape(-1, 5), source)
+    *names, source = next((names for names in LOGGED if series.get(names[0])), LOGGED[0])
+    rewards, costs, successes = (series.get(name, {}) for name in names)
+    unknown = np.nan
+    rows = [(step, rewards[step], costs.get(step, unknown), unknown, unknown, successes.get(step, unknown))
+            for step in sorted(rewards)]  # fmt: skip
+    return _Curve(np.array(rows, dtype=np.float64).reshape(-1, 6), source)
 
 
 def _read_csv(path: Path, names: Container[str]) -> dict[str, FloatArray]:

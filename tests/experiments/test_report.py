@@ -15,6 +15,7 @@ from stable_baselines3.common.logger import configure
 
 from tether.experiments.diagnostics import ROWS, export_diagnostics, read_diagnostics
 from tether.experiments.errors import UsageError
+from tether.experiments.figures import _layout
 from tether.experiments.published import COLUMNS, read_published
 from tether.experiments.report import SUMMARY_COLUMNS, report
 from tether.experiments.runs import RunError, group, load_runs
@@ -520,3 +521,68 @@ class TestUnseenLevelsAndTrustRegion:
         assert series["embedding_norm_max"].max() == 9.0
         assert (series["approx_kl"] == 0.5).all()
         assert read_diagnostics(tmp_path / "seed-1.csv") == {}
+
+
+class TestOfflineToOnline:
+    """Success rates, and runs of two phases."""
+
+    def write(self, root: Path, agent: str, seed: int, rates: tuple[float, ...], env: str = "cube-v0", **more: Any) -> Path:
+        place = write_run(root, agent, env, seed, returns=(-9.0, -8.0, -5.0), **more)
+        file = place if place.suffix == ".csv" else place / "evaluations.csv"
+        head, *rows = file.read_text().splitlines()
+        text = [f"{row},{rate}" for row, rate in zip(rows, rates, strict=True)]
+        file.write_text("\n".join([f"{head},success_rate", *text]) + "\n")
+        return place
+
+    def phases(self, root: Path, agent: str, seed: int, rates: tuple[float, ...], **more: Any) -> Path:
+        config = {"agent": agent, "env": "cube-v0", "seed": seed, "online_steps": 200_000, **more.pop("config", {})}
+        return self.write(root, agent, seed, rates, steps=100_000, online_steps=200_000, config=config, **more)
+
+    def test_a_run_of_two_phases(self, tmp_path: Path) -> None:
+        (run,) = load_runs([self.phases(tmp_path, "FMQ", 0, (0.1, 0.2, 0.5), exported=True)])
+        assert (run.steps, run.reached, run.switch) == (300_000, 300_000, 100_000)
+        np.testing.assert_array_equal(run.success_rate, [0.1, 0.2, 0.5])
+        (other,) = load_runs([write_run(tmp_path / "other")])
+        assert other.switch is None
+        assert np.isnan(other.success_rate).all()
+
+    def test_seeds_that_begin_with_models_of_their_own_are_one_row(self, tmp_path: Path) -> None:
+        for seed in range(3):
+            config = {"init_from": f"digest-{seed}"}
+            start = {"source": "model.zip", "agent": "FMQ", "timesteps": 100_000, "sha256": f"digest-{seed}"}
+            self.phases(tmp_path, "MVP", seed, (0.1, 0.2, 0.3), config=config, init_from=start)
+        (row,) = group(load_runs([tmp_path]))
+        assert len(row.runs) == 3
+        assert row.label == "MVP"
+        self.phases(tmp_path / "scratch", "MVP", 0, (0.1, 0.2, 0.3))
+        assert sorted(row.label for row in group(load_runs([tmp_path]))) == ["MVP", "MVP (init_from=FMQ)"]
+
+    def test_tables_and_picture(self, tmp_path: Path) -> None:
+        for seed in range(4):
+            self.phases(tmp_path / "runs", "FMQ", seed, (0.0, 0.5, 0.2 * seed + 0.3))
+            self.phases(tmp_path / "runs", "MVP", seed, (0.0, 0.2, 0.1 * seed))
+            self.write(tmp_path / "runs", "FMQ", seed, (0.0, 0.2, 0.1 * seed), env="scene-v0", steps=300_000)
+        text = report([tmp_path / "runs"], out=tmp_path / "out")
+        (fmq, mvp) = table(text, "cube-v0")
+        rates = np.array([0.3, 0.5, 0.7, 0.9])
+        assert (fmq["agent"], mvp["agent"], fmq["steps"]) == ("FMQ", "MVP", "300k")
+        assert fmq["success (IQM)"] == f"{iqm(rates):.3g}"
+        assert fmq["mean success"] == "0.6"
+        assert "- FMQ: the first 100k steps are gradient steps on data, the others are env steps." in text
+        (pair, *_) = table(text, "Success")
+        assert (pair["agent"], pair["environments"], pair["runs"], pair["mean"]) == ("FMQ", "2", "8", "0.375")
+        rows = [row for row in summary(tmp_path / "out") if row["quantity"] == "success"]
+        assert {row["statistic"] for row in rows} == {"final", "iqm", "mean", "std", "probability_of_improvement"}
+        assert imread(tmp_path / "out" / "curves.png").shape[0] > 1000  # two rows of panels
+        layout, _ = _layout(group(load_runs([tmp_path / "runs"])))
+        assert layout == [(["cube-v0", "scene-v0"], "return"), (["cube-v0", "scene-v0"], "success rate")]
+
+    def test_success_in_the_logs_of_sb3(self, tmp_path: Path) -> None:
+        logger = configure(str(tmp_path / "Fetch-v0" / "SAC_1"), ["csv"])
+        for step in (100, 200):
+            logger.record("time/total_timesteps", step)
+            logger.record("eval/mean_reward", -5.0)
+            logger.record("eval/success_rate", step / 400)
+            logger.dump(step)
+        (run,) = load_runs([tmp_path])
+        np.testing.assert_array_equal(run.success_rate, [0.25, 0.5])
