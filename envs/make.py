@@ -22,7 +22,7 @@ from stable_baselines3.common.vec_env import (
     VecTransposeImage,
 )
 
-from . import atari, bullet, clinical, dm_control, mujoco, point_robot, procgen, registered, robotics, safety, tree
+from . import atari, bullet, clinical, dm_control, mujoco, point_robot, procgen, registered, robosuite, robotics, safety, tree
 from .envpool_vec import available_cores
 from .halves import HalvesVecEnv
 from .suite import EnvError, PoolTask, Suite, cast_observations, installed, is_hwc_image, unknown_argument
@@ -38,6 +38,7 @@ SUITES: tuple[Suite, ...] = (
     robotics.ROBOTICS,
     robotics.META_WORLD,
     robotics.OGBENCH,
+    robosuite.SUITE,
     clinical.SEPSIS,
     clinical.GLUCOSE,
     clinical.LINEAR_PATIENT,

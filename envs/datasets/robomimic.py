@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from ..robosuite import LOW_DIM, NAMES
 from .cache import Blocks, cached, checked_sha256
 from .dataset import DatasetError, OfflineDataset, as_field
 from .hdf5 import find, open_hdf5
 
-LOW_DIM = ("robot0_eef_pos", "robot0_eef_quat", "robot0_gripper_qpos", "object")
 _HOST = "https://huggingface.co/datasets/robomimic/robomimic_datasets/resolve/main/v1.5"
 _HORIZONS = {"lift": 400, "can": 400, "square": 400, "transport": 700, "tool_hang": 700}
 
@@ -26,15 +26,20 @@ def read(
     meta: Mapping[str, Any] | None = None,
     keys: Sequence[str] = LOW_DIM,
     filter_key: str | None = None,
+    step_penalty: bool = False,
 ) -> OfflineDataset:
     """Read the demonstrations in the order of their numbers.
 
     ``dones`` are terminals; a demonstration whose last step is none is cut there. Rewards are as in the file, 1 for success.
+    A person may go on after success: the file then has that many rows more, each of them a success and a terminal.
+
+    ``meta["env_id"]`` and ``meta["env_kwargs"]`` are what `make_env` makes the environment of the data from.
 
     :param sha256: what the file must have
     :param meta: goes before what the file says
     :param keys: of ``obs``, concatenated in this order; a single key may be an image
     :param filter_key: of ``mask``, as ``train``; None takes all demonstrations
+    :param step_penalty: lower every reward by 1, as the environment's argument of this name does
     :raises DatasetError: naming file, key and row of what is wrong
     """
     path = Path(path)
@@ -42,9 +47,19 @@ def read(
     with open_hdf5(path) as file:
         env_args = json.loads(file["data"].attrs.get("env_args", "{}")) if "data" in file else {}
         names = _demonstrations(path, file, filter_key)
-    known = {"env_id": env_args["env_name"]} if "env_name" in env_args else {}
-    described = {**known, **(meta or {}), "observation_keys": list(keys), "source": str(path), "format": "robomimic"}
-    return cached(digest, {"keys": list(keys), "filter_key": filter_key}, lambda: _blocks(path, names, keys), described)
+    options = {"keys": list(keys), "filter_key": filter_key, "step_penalty": step_penalty}
+    described = {**_task(env_args), **(meta or {}), "observation_keys": list(keys), "source": str(path), "format": "robomimic"}
+    if step_penalty:
+        described["env_kwargs"] = {**described.get("env_kwargs", {}), "step_penalty": True}
+    return cached(digest, options, lambda: _blocks(path, names, keys, float(step_penalty)), described)
+
+
+def _task(env_args: Mapping[str, Any]) -> dict[str, Any]:
+    """The environment that a file names, by our id where it is one of ours."""
+    if "env_name" not in env_args:
+        return {}
+    ids = {name: env_id for env_id, name in NAMES.items()}
+    return {"env_id": ids.get(env_args["env_name"], env_args["env_name"]), "env_kwargs": env_args.get("env_kwargs", {})}
 
 
 def _demonstrations(path: Path, file: Any, filter_key: str | None) -> list[str]:
@@ -64,7 +79,7 @@ def _demonstrations(path: Path, file: Any, filter_key: str | None) -> list[str]:
     return sorted(names, key=lambda name: int(name.rpartition("_")[2]))
 
 
-def _blocks(path: Path, names: Sequence[str], keys: Sequence[str]) -> Blocks:
+def _blocks(path: Path, names: Sequence[str], keys: Sequence[str], penalty: float) -> Blocks:
     with open_hdf5(path) as file:
         widths: dict[str, tuple[int, ...]] = {}
         for name in names:
@@ -80,7 +95,7 @@ def _blocks(path: Path, names: Sequence[str], keys: Sequence[str]) -> Blocks:
                 "observations": _joined([arrays[f"obs/{key}"] for key in keys]),
                 "next_observations": _joined([arrays[f"next_obs/{key}"] for key in keys]),
                 "actions": as_field("actions", arrays["actions"]),
-                "rewards": as_field("rewards", arrays["rewards"]),
+                "rewards": as_field("rewards", arrays["rewards"] - penalty),
                 "terminals": terminals,
                 "timeouts": (np.arange(len(terminals)) == len(terminals) - 1) & ~terminals,
             }

@@ -83,7 +83,7 @@ def test_list_envs() -> None:
 
 
 def test_list_envs_without_extras(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("atari", "bullet", "clinical", "robotics", "registered"):
+    for module in ("atari", "bullet", "clinical", "robosuite", "robotics", "registered"):
         monkeypatch.setattr(f"tether.envs.{module}.installed", lambda *names: False)
     monkeypatch.setattr("tether.envs.procgen.build", lambda: None)
     suites = list_envs()

@@ -40,12 +40,55 @@ def write(path: Path, lengths: tuple[int, ...] = (4, 6, 5), skip: str = "") -> P
 def test_read(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path / "a.hdf5"))
     assert dataset.observations.shape == (15, 23)
-    assert dataset.meta["env_id"] == "PickPlaceCan"
+    assert (dataset.meta["env_id"], dataset.meta["env_kwargs"]) == ("robomimic/can-v0", {})
     assert dataset.episodes().lengths.tolist() == [4, 6, 5]
     assert dataset.episodes().returns.tolist() == [1, 0, 1]
     assert np.flatnonzero(dataset.terminals).tolist() == [3, 14]
     assert np.flatnonzero(dataset.timeouts).tolist() == [9]
     np.testing.assert_array_equal(dataset.next_observations, dataset.observations[:] + 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "env_id"),
+    [
+        ("Lift", "robomimic/lift-v0"),
+        ("NutAssemblySquare", "robomimic/square-v0"),
+        ("ToolHang", "robomimic/tool_hang-v0"),
+        ("TwoArmTransport", "TwoArmTransport"),
+    ],
+)
+def test_the_environment_is_named_as_ours(tmp_path: Path, name: str, env_id: str) -> None:
+    path = write(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        file["data"].attrs["env_args"] = json.dumps({"env_name": name, "env_kwargs": {"control_freq": 20}})
+    meta = load_dataset(path).meta
+    assert (meta["env_id"], meta["env_kwargs"]) == (env_id, {"control_freq": 20})
+
+
+def test_without_env_args(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.hdf5")
+    with h5py.File(path, "a") as file:
+        del file["data"].attrs["env_args"]
+    assert not {"env_id", "env_kwargs"} & set(load_dataset(path).meta)
+
+
+def test_steps_may_cost(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.hdf5")
+    dataset = load_dataset(path, step_penalty=True)
+    assert dataset.rewards[:].tolist() == [-1, -1, -1, 0, *[-1] * 6, -1, -1, -1, -1, 0]
+    assert dataset.meta["env_kwargs"] == {"step_penalty": True}
+    assert load_dataset(path).rewards[:].sum() == 2, "other options are other arrays"
+
+
+def test_rows_after_success_are_terminals_each(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.hdf5", (5,))
+    with h5py.File(path, "a") as file:
+        for key in ("rewards", "dones"):
+            file[f"data/demo_0/{key}"][2:] = 1
+    dataset = load_dataset(path)
+    assert dataset.terminals[:].tolist() == [False, False, True, True, True]
+    assert dataset.episodes().lengths.tolist() == [3, 1, 1]
+    assert not dataset.timeouts[:].any()
 
 
 def test_demonstrations_are_in_the_order_of_their_numbers(tmp_path: Path) -> None:
