@@ -16,15 +16,17 @@ from typing import Any
 
 import yaml
 
+from tether.envs.datasets import ogbench
 from tether.envs.envpool_vec import available_cores
 
-from .catalogue import OFFLINE, canonical_name
+from .catalogue import OFFLINE, OFFLINE_TO_ONLINE, TAKE_DATASETS, canonical_name
 from .diagnostics import export_diagnostics
 from .errors import UsageError, nearest
 from .interrupts import stoppable
 from .manifest import write_json
 from .presets import read_yaml
 from .run_config import RunConfig
+from .starting import sha256_of_model
 from .train import check_environment
 
 
@@ -54,6 +56,8 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "envs": ("a list of environment ids", _is_list_of(str)),
     "seeds": ("the number of seeds or a list of seeds", lambda value: _is_whole(value) or _is_list_of(int)(value)),
     "steps": ("a whole number above 0", _is_whole),
+    "online_steps": ("a whole number above 0", _is_whole),
+    "init_from": ("a path, in which {env}, {seed} and {agent} may stand", lambda value: isinstance(value, str)),
     "n_envs": ("a whole number above 0", _is_whole),
     "backend": ("a word", lambda value: isinstance(value, str)),
     "eval_every": ("a whole number above 0", _is_whole),
@@ -72,7 +76,12 @@ class Study:
 
     :param name: of the folder below ``results/measured``
     :param seeds: how many, from 0, or the seeds themselves
-    :param datasets: environment -> file, or arguments of ``tether collect``, for offline agents
+    :param steps: of every run; where there are ``online_steps``, gradient steps on the data
+    :param online_steps: env steps of the agents that go online, and all that those have that learn online alone; these then
+        begin with the data, where they can
+    :param init_from: path of the models that offline agents begin with
+    :param datasets: environment -> file, or arguments of ``tether collect``, for offline agents; one of OGBench's serves all
+        of its tasks
     :param train_share: of the datasets' episodes that agents learn from
     :param hp: agent -> constructor arguments that override its presets
     """
@@ -90,6 +99,8 @@ class Study:
     hp: dict[str, dict[str, Any]] = field(default_factory=dict)
     datasets: dict[str, Any] = field(default_factory=dict)
     train_share: float = 1.0
+    online_steps: int = 0
+    init_from: str | None = None
 
     @classmethod
     def read(cls, path: Path) -> Study:
@@ -116,7 +127,8 @@ class Study:
             "envs": tuple(data["envs"]),
             "seeds": tuple(range(seeds)) if isinstance(seeds, int) else tuple(seeds),
         }
-        return cls(**{"name": path.stem, **data, **lists, "steps": int(data["steps"]), "hp": overrides})
+        whole = {key: int(data.get(key, 0)) for key in ("steps", "online_steps")}
+        return cls(**{"name": path.stem, **data, **lists, **whole, "hp": overrides})
 
     def jobs(self, runs: Path) -> Iterator[Job]:
         """All runs, seed by seed, so that an interrupted study is complete for its first seeds.
@@ -126,40 +138,60 @@ class Study:
         for seed in self.seeds:
             for env in self.envs:
                 for agent in self.agents:
-                    yield Job(self, RunConfig(
-                        agent, env, self.steps, seed, self.n_envs, self.backend, self.env_kwargs, self.hp.get(agent, {}),
-                        eval_every=self.eval_every, eval_episodes=self.eval_episodes, out=runs / self.name,
-                        dataset=str(self.dataset(env, runs)) if agent in OFFLINE else None,
-                        train_share=self.train_share if agent in OFFLINE else 1.0,
-                    ))  # fmt: skip
+                    yield Job(self, self._config(agent, env, seed, runs))
+
+    def _config(self, agent: str, env: str, seed: int, runs: Path) -> RunConfig:
+        offline = agent in OFFLINE
+        with_data = offline or (agent in TAKE_DATASETS and self.online_steps > 0)
+        return RunConfig(
+            agent, env, self.steps if offline else self.online_steps or self.steps, seed, self.n_envs, self.backend,
+            self.env_kwargs, self.hp.get(agent, {}), eval_every=self.eval_every, eval_episodes=self.eval_episodes,
+            out=runs / self.name, dataset=str(self.dataset(env, runs)) if with_data else None,
+            train_share=self.train_share if with_data else 1.0,
+            online_steps=self.online_steps if agent in OFFLINE_TO_ONLINE else 0,
+            init_from=self.init_from if offline else None,
+        )  # fmt: skip
 
     def dataset(self, env: str, runs: Path) -> Path | str:
         """What offline agents learn from in an environment: the study's file, or where a collected one lies.
 
         :raises UsageError: if the study says nothing about it
         """
-        if env not in self.datasets:
-            raise UsageError(f"The study {self.name} has offline agents, and 'datasets' says nothing about {env}.")
-        wanted = self.datasets[env]
+        wanted = self._wanted(env)
+        if wanted is None:
+            sentence = f"The study {self.name} has agents that learn from data, and 'datasets' says nothing about {env}."
+            raise UsageError(sentence)
         if isinstance(wanted, str):
             return wanted
         from .behaviours import BEHAVIOURS, SCRIPTED, recipe
 
-        content = [wanted, BEHAVIOURS, SCRIPTED, recipe(env, self.env_kwargs)]
+        name = _ogbench_name(env)
+        content = [wanted] if name else [wanted, BEHAVIOURS, SCRIPTED, recipe(env, self.env_kwargs)]
         digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
-        return runs / "datasets" / f"{env.replace('/', '--')}-{digest}.hdf5"
+        return runs / "datasets" / (f"{name}-{digest}.npz" if name else f"{env.replace('/', '--')}-{digest}.hdf5")
+
+    def _wanted(self, env: str) -> Any:
+        """What ``datasets`` says of an environment; those of OGBench may also be named by their data, without the task."""
+        return self.datasets.get(env, self.datasets.get(_ogbench_name(env) or ""))
 
     def collect(self, runs: Path, envs: Iterable[str]) -> None:
         """Make the datasets of these environments that are to be collected and are not there."""
         from .collect import CollectConfig, collect
 
         for env in envs:
-            if isinstance(self.datasets.get(env), dict) and not Path(self.dataset(env, runs)).is_file():
+            wanted, path = self._wanted(env), Path(self.dataset(env, runs))
+            if isinstance(wanted, dict) and not path.is_file():
                 print(f"  collecting the dataset of {env}", flush=True)
-                kwargs = {"env_kwargs": self.env_kwargs, **self.datasets[env]}
+                kwargs = {"env_kwargs": self.env_kwargs, **wanted}
                 kwargs["behaviours"] = tuple(kwargs.get("behaviours", ()))
-                path = Path(self.dataset(env, runs))
-                collect(CollectConfig(env, path, cache=runs / "behaviours", **kwargs), f"tether study, {self.name}")
+                named = _ogbench_name(env) or env
+                collect(CollectConfig(named, path, cache=runs / "behaviours", **kwargs), f"tether study, {self.name}")
+
+
+def _ogbench_name(env: str) -> str | None:
+    """The name of the data that belong to a task of OGBench; None for another suite's."""
+    address = ogbench.address(env)
+    return None if address is None else Path(address[0]).stem
 
 
 def _check_keys(data: dict[str, Any], path: Path) -> None:
@@ -201,6 +233,8 @@ class Job:
         words = ["train", c.agent, "--env", c.env, "--steps", str(c.steps), "--seed", str(c.seed)]
         words += ["--out", str(c.out), "--backend", c.backend, "--eval-episodes", str(c.eval_episodes)]
         words += ["--env-kwargs", *(f"{k}={_yaml_word(v)}" for k, v in c.env_kwargs.items())] if c.env_kwargs else []
+        words += ["--online-steps", str(c.online_steps)] if c.online_steps else []
+        words += ["--init-from", c.init_from] if c.init_from else []
         words += ["--n-envs", str(c.n_envs)] if c.n_envs else []
         words += ["--dataset", c.dataset] if c.dataset else []
         words += ["--train-share", str(c.train_share)] if c.train_share != 1.0 else []
@@ -234,6 +268,8 @@ def run_study(path: Path, *, engine: str = "local", jobs: int | None = None, run
     todo = [job for job in all_jobs if not _is_done(job, measured)]
     for env in dict.fromkeys(job.config.env for job in todo):
         check_environment(next(job.config for job in todo if job.config.env == env))
+    for job in todo:
+        sha256_of_model(job.config.resolve()[0])
     study.collect(runs, dict.fromkeys(job.config.env for job in todo if job.config.dataset is not None))
     print(f"study {study.name}: {len(all_jobs)} runs, {len(all_jobs) - len(todo)} done before", flush=True)
     with stoppable():
@@ -247,18 +283,22 @@ def _is_done(job: Job, measured: Path) -> bool:
     if not target.is_file():
         return False
     manifest = json.loads(target.with_suffix(".json").read_text(encoding="utf-8"))
-    steps, source = manifest.get("steps"), (manifest.get("dataset") or {}).get("source")
+    source = (manifest.get("dataset") or {}).get("source")
     if config.dataset is not None and source != Path(config.dataset).name:
         raise UsageError(
             f"{target} learnt from {source}, the study now asks for {Path(config.dataset).name}: give the study another name, "
             "or delete that file."
         )
-    if steps != config.steps:
+    was, asked = _budget(manifest.get("steps"), manifest.get("online_steps")), _budget(config.steps, config.online_steps)
+    if was != asked:
         raise UsageError(
-            f"{target} was run for {steps:,} steps, the study now asks for {config.steps:,}: "
-            "give the study another name, or delete that file."
+            f"{target} was run for {was}, the study now asks for {asked}: give the study another name, or delete that file."
         )
     return True
+
+
+def _budget(steps: int | None, online_steps: int | None) -> str:
+    return f"{steps or 0:,} steps" + (f" and {online_steps:,} online" if online_steps else "")
 
 
 def _run_local(todo: list[Job], width: int, measured: Path) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
+import yaml
 from gymnasium import spaces
 from stable_baselines3 import PPO, SAC
 from stable_baselines3.common.buffers import NStepReplayBuffer
@@ -20,14 +22,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tether.agents import FMQ, MVP, CheckpointCallback, list_checkpoints, load_checkpoint
 from tether.agents.common.model_file import read_model
-from tether.envs import OfflineDataset, make_vec
+from tether.envs import OfflineDataset, load_dataset, make_vec
 from tether.envs.datasets import dsrl
+from tether.experiments import cli
+from tether.experiments import study as study_module
 from tether.experiments.callbacks import COLUMNS
 from tether.experiments.catalogue import OFFLINE_TO_ONLINE
 from tether.experiments.evaluate import evaluate, summary
 from tether.experiments.logs import STEP
+from tether.experiments.presets import parse_assignments
 from tether.experiments.run_config import RunConfig, identity_of
+from tether.experiments.runs import load_runs
 from tether.experiments.starting import fill_replay_buffer, start_from
+from tether.experiments.study import Study
+from tether.experiments.train import _dataset_of
 
 STEPS, ONLINE = 20, 30
 TINY = ["batch_size=16", "horizon=2", "learning_starts=4", "policy_kwargs.net_arch=[8]", "policy_kwargs.n_candidates=2"]
@@ -468,3 +476,127 @@ class TestSuccess:
 
     def test_an_environment_without_success(self, finished) -> None:
         assert (finished[0] / "evaluations.csv").read_text().splitlines()[0] == ",".join(COLUMNS)
+
+
+# ---------------------------------------------------------------------- studies
+
+
+CUBE = "cube-single-play-singletask-task{}-v0"
+
+
+class TestStudies:
+    @pytest.fixture
+    def write(self, tmp_path: Path):
+        """Write a study with some keys changed."""
+
+        def study_file(**changes: Any) -> Path:
+            keys = {"agents": ["FMQ", "FlowBC", "SAC"], "envs": ["OnlineTest/Reach-v0"], "seeds": 1, "backend": "dummy"}
+            keys |= {"steps": 9, "online_steps": 6, "datasets": {"OnlineTest/Reach-v0": "reach.hdf5"}, "eval_episodes": 1}
+            path = tmp_path / "two.yaml"
+            path.write_text(yaml.safe_dump(keys | changes))
+            return path
+
+        return study_file
+
+    def test_who_gets_which_steps_and_data(self, write) -> None:
+        study = Study.read(write(agents=["FMQ", "FlowBC", "SAC", "SB3-PPO"], init_from="x/{seed}.zip"))
+        jobs = [job.config for job in study.jobs(Path("runs"))]
+        assert [(c.steps, c.online_steps) for c in jobs] == [(9, 6), (9, 0), (6, 0), (6, 0)]
+        assert [c.dataset for c in jobs] == ["reach.hdf5"] * 3 + [None]
+        assert [c.init_from for c in jobs] == ["x/{seed}.zip"] * 2 + [None] * 2
+        for job in study.jobs(Path("runs")):
+            args = cli.build_parser().parse_args(job.command())
+            assert (args.steps, args.online_steps) == (job.config.steps, job.config.online_steps)
+            assert (args.init_from, args.dataset) == (job.config.init_from, job.config.dataset)
+
+    def test_without_online_steps_peers_have_no_data(self, write) -> None:
+        path = write()
+        path.write_text(path.read_text().replace("online_steps: 6\n", ""))
+        jobs = [job.config for job in Study.read(path).jobs(Path("runs"))]
+        assert [(c.steps, c.online_steps, c.dataset) for c in jobs] == [
+            (9, 0, "reach.hdf5"), (9, 0, "reach.hdf5"), (9, 0, None),
+        ]  # fmt: skip
+
+    def test_data_of_ogbench_serve_all_their_tasks(self, write) -> None:
+        envs = [CUBE.format(1), CUBE.format(2)]
+        named = Study.read(write(agents=["FMQ"], envs=envs, datasets={"cube-single-play-v0": "cube.npz"}))
+        assert [job.config.dataset for job in named.jobs(Path("runs"))] == ["cube.npz"] * 2
+        made = Study.read(write(agents=["FMQ"], envs=envs, datasets={"cube-single-play-v0": {"steps": 500}}))
+        (first, second) = (job.config.dataset for job in made.jobs(Path("runs")))
+        assert first == second
+        assert re.fullmatch(r"runs/datasets/cube-single-play-v0-[0-9a-f]{8}\.npz", first)
+        by_task = Study.read(write(agents=["FMQ"], envs=envs[:1], datasets={envs[0]: {"steps": 500}}))
+        assert next(by_task.jobs(Path("runs"))).config.dataset == first
+
+    @pytest.mark.parametrize(
+        ("changes", "reason"),
+        [
+            ({"online_steps": 0}, "'online_steps' must be a whole number above 0, not 0"),
+            ({"init_from": 3}, "'init_from' must be a path, in which {env}, {seed} and {agent} may stand, not 3"),
+            ({"init_from": "no/{env}.zip"}, "--init-from names no/OnlineTest--Reach-v0.zip, which cannot be read"),
+            ({"datasets": {}}, "'datasets' says nothing about OnlineTest/Reach-v0"),
+        ],
+    )
+    def test_refusals(self, write, refused, tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
+        path = write(**changes)
+        assert reason in refused("study", path, "--out", tmp_path / "runs", "--measured", tmp_path / "measured")
+        assert [p.name for p in tmp_path.iterdir()] == ["two.yaml"]
+
+    def test_another_online_phase_is_said(self, write, data, tether, refused, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A study that runs, whose second form asks for more."""
+        monkeypatch.setattr(study_module, "_start", EndedRun)
+        hp, datasets = {"FMQ": as_hp(TINY), "SAC": as_hp(TINY_SAC)}, {"OnlineTest/Reach-v0": str(data)}
+        path = write(hp=hp, datasets=datasets, agents=["FMQ", "SAC"])
+        places = ["--out", path.parent / "runs", "--measured", path.parent / "measured"]
+        outcome = tether("study", path, *places)
+        assert outcome.code == 0, outcome.out + outcome.err
+        runs = {run.agent: run for run in load_runs([path.parent / "measured"])}
+        assert (runs["FMQ"].steps, runs["FMQ"].switch, runs["SAC"].steps) == (15, 9, 6)
+        assert np.isfinite(runs["FMQ"].success_rate).all()
+        assert "2 done before" in tether("study", path, *places).out
+        path = write(hp=hp, datasets=datasets, agents=["FMQ", "SAC"], online_steps=7)
+        sentence = refused("study", path, *places)
+        assert "was run for 9 steps and 6 online, the study now asks for 9 steps and 7 online" in sentence
+
+
+def as_hp(words: list[str]) -> dict[str, Any]:
+    return parse_assignments(words, "--hp")
+
+
+class EndedRun:
+    """A stand-in for the process of a run, that has ended when it has begun."""
+
+    def __init__(self, job: Any, core: int | None) -> None:
+        self.returncode = cli.main(job.command())
+
+    def poll(self) -> int:
+        return self.returncode
+
+    def terminate(self) -> None:
+        """It has ended already."""
+
+    def wait(self) -> int:
+        return self.returncode
+
+
+# ---------------------------------------------------------------------- OGBench
+
+
+def test_data_of_ogbench_get_the_rewards_of_the_runs_task(tmp_path: Path) -> None:
+    """Against the reader's own relabelling; a run elsewhere, or on data of another format, is left as it is."""
+    pytest.importorskip("ogbench")
+    rng, n, ends = np.random.default_rng(0), 40, np.arange(40) % 10 == 9
+    task = "pointmaze-medium-navigate-singletask-task1-v0"
+    arrays = {
+        "observations": rng.normal(size=(n, 2)), "actions": rng.uniform(-1, 1, (n, 2)), "terminals": ends,
+        "qpos": rng.normal(size=(n, 2)), "qvel": rng.normal(size=(n, 2)),
+    }  # fmt: skip
+    path = tmp_path / "pointmaze-medium-navigate-v0.npz"
+    np.savez(path, **{name: values.astype(bool if name == "terminals" else np.float32) for name, values in arrays.items()})
+    relabelled = _dataset_of(RunConfig("FMQ", task, 1, dataset=str(path)))
+    np.testing.assert_array_equal(relabelled.rewards, load_dataset(path, task=task).rewards)
+    assert (relabelled.rewards == -1.0).any()
+    assert relabelled.meta["env_id"] == task
+    assert not _dataset_of(RunConfig("FMQ", "Pendulum-v1", 1, dataset=str(path))).rewards.any()
+    other = dsrl.write(tmp_path / "reach.hdf5", played())
+    assert len(_dataset_of(RunConfig("FMQ", task, 1, dataset=str(other)))) == len(played())
