@@ -46,7 +46,7 @@ class FlowBCPolicy(ChunkPolicy):
     def chunk(self, observations: th.Tensor) -> th.Tensor:
         """Euler's method along the velocity, from one sample of noise."""
         seeds, size, _ = observations.shape
-        self.network_calls += self.flow_steps * seeds * size
+        self.count_calls(self.flow_steps * seeds * size)
         noise = th.randn(seeds, size, self.chunk_dim, device=observations.device)
         return euler_flow(self.flow, observations, noise, self.flow_steps)
 

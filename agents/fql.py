@@ -51,7 +51,7 @@ class FQLPolicy(RankedChunkPolicy):
 
     def sample(self, observations: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """clip(mu(s, z)): one call of the network."""
-        self.network_calls += noise.shape[0] * noise.shape[1]
+        self.count_calls(noise.shape[0] * noise.shape[1])
         return self.actor(observations, noise).clamp(-1.0, 1.0)
 
 

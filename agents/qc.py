@@ -49,7 +49,7 @@ class QCPolicy(RankedChunkPolicy):
 
     def sample(self, observations: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """Euler's method along the velocity."""
-        self.network_calls += self.flow_steps * noise.shape[0] * noise.shape[1]
+        self.count_calls(self.flow_steps * noise.shape[0] * noise.shape[1])
         return euler_flow(self.flow, observations, noise, self.flow_steps)
 
 

@@ -43,7 +43,23 @@ class ChunkPolicy(OfflinePolicy):
     ) -> None:
         super().__init__(observation_space, action_space, lr_schedule, seeds, horizon=horizon, **arguments)
         self.horizon, self.chunk_dim = horizon, horizon * self.action_dim
-        self.network_calls = 0  # of the actor, a row each, in `chunk`
+        self._calls, self._made = [0], [0]
+        low, high = action_space.low, action_space.high
+        self._is_scaled = bool(np.all(low == -1.0) and np.all(high == 1.0))
+
+    @property
+    def network_calls(self) -> int:
+        """Rows that the actor's network was evaluated for by :meth:`sample` and its like."""
+        return self._calls[0]
+
+    @property
+    def chunks_made(self) -> int:
+        """Chunks that :meth:`predict` made."""
+        return self._made[0]
+
+    def count_calls(self, rows: int) -> None:
+        """Add to :attr:`network_calls`."""
+        self._calls[0] += rows
 
     @abstractmethod
     def chunk(self, observations: th.Tensor) -> th.Tensor:
@@ -66,27 +82,48 @@ class ChunkPolicy(OfflinePolicy):
         """
         self._refuse_several_seeds()
         self.set_training_mode(False)
-        rows, vectorized = self.obs_to_tensor(observation)
-        with th.inference_mode():
-            plan = self._planned(rows, state, episode_start)
-        actions = plan.actions[np.arange(len(plan.played)), plan.played - 1]
-        actions = self.unscale_action(actions).reshape(-1, *self.action_space.shape)  # type: ignore[misc]
+        rows, vectorized = self._rows(observation)
+        if state is None:
+            plan = self._first(rows)
+            actions = plan.actions[:, 0]
+        else:
+            plan = self._next(rows, state, episode_start)
+            actions = plan.actions[np.arange(rows.shape[0]), plan.played - 1]
+        if not self._is_scaled:
+            actions = self.unscale_action(actions)
+        if actions.shape[1:] != self.action_space.shape:
+            actions = actions.reshape(-1, *self.action_space.shape)  # type: ignore[misc]
         return (actions if vectorized else actions[0]), plan
 
-    def _planned(self, observations: Any, former: Plan | None, begins: np.ndarray | None) -> Plan:
-        """The plan with one more action played: a former one, or a new one where that is at its end or an episode begins."""
-        if former is None:
-            new = np.ones(len(observations), bool)
-            actions, played = np.empty((len(new), self.horizon, self.action_dim), np.float32), np.zeros(len(new), np.int64)
-        else:
-            new = former.played == self.horizon
-            new = new if begins is None else new | np.asarray(begins, bool)
-            actions, played = former.actions.copy(), np.where(new, 0, former.played)
+    def _rows(self, observation: Any) -> tuple[th.Tensor, bool]:
+        """Observations (n, o) on the device, and whether there may be several; a single one at once, SB3's way takes long."""
+        if type(observation) is np.ndarray and observation.dtype == np.float32 and observation.shape == (self.obs_dim,):
+            return th.from_numpy(observation).to(self.obs_mean.device).unsqueeze(0), False
+        rows, vectorized = self.obs_to_tensor(observation)
+        return rows.float().flatten(1), vectorized  # type: ignore[union-attr]
+
+    def _chunks(self, rows: th.Tensor) -> np.ndarray:
+        """New chunks (n, H, d) for observations (n, o)."""
+        self._made[0] += rows.shape[0]
+        with th.inference_mode():
+            chunks = self.chunk(rows.unsqueeze(0))
+        return chunks.view(-1, self.horizon, self.action_dim).cpu().numpy()
+
+    def _first(self, rows: th.Tensor) -> Plan:
+        """New plans with one action played."""
+        return Plan(self._chunks(rows), np.ones(rows.shape[0], np.int64))
+
+    def _next(self, rows: th.Tensor, former: Plan, begins: np.ndarray | None) -> Plan:
+        """Plans with one more action played: new ones where the former are at their ends or an episode begins."""
+        new = former.played == self.horizon
+        new = new if begins is None else new | np.asarray(begins, bool)
+        if new.all():
+            return self._first(rows)
+        actions = former.actions
         if new.any():
-            rows = self.normalized(observations.float().flatten(1))
-            rows = rows if new.all() else rows[th.as_tensor(new, device=rows.device)]
-            actions[new] = self.chunk(rows.unsqueeze(0))[0].view(-1, self.horizon, self.action_dim).cpu().numpy()
-        return Plan(actions, played + 1)
+            actions = actions.copy()
+            actions[new] = self._chunks(rows[th.as_tensor(new, device=rows.device)])
+        return Plan(actions, np.where(new, 1, former.played + 1))
 
 
 class RankedChunkPolicy(ChunkPolicy):

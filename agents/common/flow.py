@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch as th
 from torch import nn
@@ -43,10 +44,20 @@ class FlowNetwork(nn.Module):
         self.layers = BatchedMLP(seeds, obs_dim + sample_dim + features, widths, sample_dim, GELU, xavier_uniform)
         exponents = th.arange(FREQUENCIES, dtype=th.float32) / (FREQUENCIES - 1)
         self.register_buffer("frequencies", (-math.log(1e4) * exponents).exp(), persistent=False)
+        self._features: dict[Any, th.Tensor] = {}  # of times that all samples share
 
     def forward(self, observations: th.Tensor, x: th.Tensor, *times: th.Tensor) -> th.Tensor:
         """(S, B, o), (S, B, A) and (S, B, 1) each to (S, B, A)."""
         return self.layers(th.cat([observations, x, *map(self.embedded, times)], dim=-1))
+
+    def at(self, observations: th.Tensor, x: th.Tensor, *times: float) -> th.Tensor:
+        """The same at times that all samples share, whose features are made once and kept."""
+        key = (*times, x.device)
+        if key not in self._features:
+            with th.inference_mode(False):
+                features = [self.embedded(th.full((1, 1, 1), time, device=x.device)) for time in times]
+                self._features[key] = th.cat(features, dim=-1)
+        return self.layers(th.cat([observations, x, self._features[key].expand(*x.shape[:2], -1)], dim=-1))
 
     def embedded(self, time: th.Tensor) -> th.Tensor:
         """What the network reads of a time."""
@@ -112,11 +123,11 @@ def flow_matching_loss(velocity: Velocity, observations: th.Tensor, actions: th.
     return masked_mean((velocity(observations, x, time) - target).square(), valid)
 
 
-def euler_flow(velocity: Velocity, observations: th.Tensor, noise: th.Tensor, steps: int) -> th.Tensor:
+def euler_flow(velocity: FlowNetwork, observations: th.Tensor, noise: th.Tensor, steps: int) -> th.Tensor:
     """x <- x + v(x, i / n, s) / n for i = 0, ..., n - 1, from a_0 at time 0 to a_1, clipped to [-1, 1]."""
     x = noise
     for i in range(steps):
-        x = x + velocity(observations, x, x.new_full((*x.shape[:2], 1), i / steps)) / steps
+        x = x.add(velocity.at(observations, x, i / steps), alpha=1.0 / steps)
     return x.clamp(-1.0, 1.0)
 
 

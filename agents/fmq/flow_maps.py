@@ -136,9 +136,8 @@ class FlowMapPolicy(RankedChunkPolicy):
 
     def velocity(self, observations: th.Tensor, x: th.Tensor, r: float, t: float) -> th.Tensor:
         """u(x, r, t, s) at the same times for all samples, counted in ``network_calls``."""
-        self.network_calls += x.shape[0] * x.shape[1]
-        start, end = (x.new_full((*x.shape[:2], 1), time) for time in (r, t))
-        return self.actor(observations, x, start, end)
+        self.count_calls(x.shape[0] * x.shape[1])
+        return self.actor.at(observations, x, r, t)
 
     def sample(self, observations: th.Tensor, noise: th.Tensor) -> th.Tensor:
         """clip(X_{0,1}(a_0 | s)): one call of the network."""

@@ -188,9 +188,9 @@ def test_success_is_logged(tmp_path):
 def test_evaluation_plays_whole_chunks():
     """SB3's `evaluate_policy` hands the plan back: one call of the network in H steps."""
     agent = made(ONLINE[0], pendulum(), horizon=4)
-    agent.policy.network_calls = 0
+    before = agent.policy.network_calls
     evaluate_policy(agent, make_vec_env("Pendulum-v1", 2), 2)
-    assert agent.policy.network_calls == 2 * 50 * agent.policy.n_candidates
+    assert agent.policy.network_calls - before == 2 * 50 * agent.policy.n_candidates
 
 
 @each
