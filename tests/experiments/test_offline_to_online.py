@@ -176,10 +176,15 @@ class TestBothPhases:
         assert outcome.code == 0, outcome.err
         assert manifest(folder_of(tmp_path, agent))["timesteps"] == STEPS + 12
 
-    def test_several_environments(self, data, tether, tmp_path: Path, manifest) -> None:
-        outcome = tether(*run_words(data, tmp_path, "--n-envs", 3))
-        assert outcome.code == 0, outcome.err
-        assert manifest(folder_of(tmp_path))["timesteps"] == STEPS + ONLINE
+    def test_several_environments(self, data, tether, stop_at, tmp_path: Path, manifest, rows) -> None:
+        words = [run_words(data, tmp_path / out, "--n-envs", 3) for out in ("whole", "parts")]
+        assert tether(*words[0]).code == 0
+        for step in (10, STEPS, STEPS + 3, STEPS + 18):
+            with stop_at(step):
+                assert tether(*words[1]).code == 130
+        assert tether(*words[1]).code == 0
+        assert manifest(folder_of(tmp_path / "whole"))["timesteps"] == STEPS + ONLINE
+        self._is_the_same(*(folder_of(tmp_path / out) for out in ("whole", "parts")), rows)
 
     @pytest.mark.parametrize("stops", [(7,), (STEPS - 1,), (STEPS,), (STEPS + 1,), (STEPS + 9,), (5, 12, 20, 21, 33, 49)])
     def test_interrupted_anywhere_it_is_the_uninterrupted_one(
