@@ -29,7 +29,7 @@ class Published:
     source: str
     note: str
     metric: str = "return"
-    """`"return"` of a task, or a score over many: `"train_iqm"`, `"unseen_iqm"`."""
+    """`"return"` or `"success_rate"` of a task, or a score over many: `"train_iqm"`, `"unseen_iqm"`."""
 
     @property
     def place(self) -> str:
@@ -38,7 +38,9 @@ class Published:
 
     @property
     def number(self) -> str:
-        return f"{self.value} ± {self.spread}" if self.spread else self.value
+        """With its spread, and said of what where it is no return."""
+        number = f"{self.value} ± {self.spread}" if self.spread else self.value
+        return f"{number} success" if self.metric == "success_rate" else number
 
 
 def same_task(one: str, other: str) -> bool:

@@ -115,8 +115,8 @@ def _document(
         yield ""
         yield f"## {env}"
         yield ""
-        returns = [p for p in papers if p.metric == "return" and same_task(p.env, env)]
-        yield from _env_section([row for row in rows if row.env == env], returns)
+        of_task = [p for p in papers if p.metric in ("return", "success_rate") and same_task(p.env, env)]
+        yield from _env_section([row for row in rows if row.env == env], of_task)
     if any(score_range(row.env) for row in rows):
         yield ""
         yield from score_section(rows, [p for p in papers if p.metric in SCORES])

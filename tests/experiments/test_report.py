@@ -577,6 +577,14 @@ class TestOfflineToOnline:
         layout, _ = _layout(group(load_runs([tmp_path / "runs"])))
         assert layout == [(["cube-v0", "scene-v0"], "return"), (["cube-v0", "scene-v0"], "success rate")]
 
+    def test_published_success_is_said_to_be_one(self, tmp_path: Path) -> None:
+        self.write(tmp_path / "runs", "FMQ", 0, (0.0, 0.5, 0.9))
+        (tmp_path / "papers").mkdir()
+        line = "FMQ,cube-v0,1000000,success_rate,0.95,0.02,std,A paper,"
+        (tmp_path / "papers" / "p.csv").write_text(f"{','.join(COLUMNS)}\n{line}\n")
+        (row,) = table(report([tmp_path / "runs"], published=tmp_path / "papers"), "cube-v0")
+        assert row["published (cube-v0, 1M steps)"] == "0.95 ± 0.02 success"
+
     def test_success_in_the_logs_of_sb3(self, tmp_path: Path) -> None:
         logger = configure(str(tmp_path / "Fetch-v0" / "SAC_1"), ["csv"])
         for step in (100, 200):
