@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import Schedule
 
 from .batched import BatchedValues, copy_of, xavier_uniform
-from .flow import GELU
+from .gelu import GELU
 from .offline_policy import OfflinePolicy
 
 

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch as th
 from torch import nn
+from torch.nn import functional as F
 
 from .batched import BatchedLinear, BatchedMLP, xavier_uniform
+from .gelu import GELU, gelu_and_slope
 
 FREQUENCIES = 32  # of each time's features
-GELU = partial(nn.GELU, "tanh")  # as Flax's
 Velocity = Callable[[th.Tensor, th.Tensor, th.Tensor], th.Tensor]  # of observations, samples and times
 
 
@@ -84,11 +84,18 @@ class FlowNetwork(nn.Module):
         for layer in self.layers:
             before, value = value, layer(value)
             with th.no_grad():
-                if isinstance(layer, BatchedLinear):
+                if isinstance(layer, GELU):
+                    tangent = tangent * gelu_and_slope(before[:, first:])[1]
+                elif isinstance(layer, BatchedLinear):
                     tangent = tangent @ layer.weight
-                else:
-                    tangent = th.ops.aten.gelu_backward(tangent, before[:, first:], approximate="tanh")  # gelu' times it
         return value, tangent
+
+    def smooth(self, observations: th.Tensor, x: th.Tensor, *times: th.Tensor) -> th.Tensor:
+        """As a call, by operations of which torch has all derivatives."""
+        value = th.cat([observations, x, *map(self.embedded, times)], dim=-1)
+        for layer in self.layers:
+            value = F.gelu(value, approximate="tanh") if isinstance(layer, GELU) else layer(value)
+        return value
 
     def _embedded_tangent(self, time: th.Tensor, dtime: th.Tensor) -> th.Tensor:
         if not self.fourier:

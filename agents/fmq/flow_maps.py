@@ -58,7 +58,7 @@ def lagrangian_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th
     x, _, valid = data
 
     def jump(end: th.Tensor) -> th.Tensor:
-        return x + (end - r) * u(observations, x, r, end)
+        return x + (end - r) * u.smooth(observations, x, r, end)
 
     arrived, rate = th.func.jvp(jump, (t,), (th.ones_like(t),))[:2]
     with th.no_grad():

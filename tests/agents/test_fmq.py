@@ -13,7 +13,8 @@ from torch import nn
 from tests.kit.offline import random_dataset
 from tether.agents import FMQ, MVP
 from tether.agents.common.batched import BatchedMLP, BatchedValues, frozen, torch_default, xavier_uniform
-from tether.agents.common.flow import GELU, FlowNetwork, euler_flow, flow_matching_loss, interpolated
+from tether.agents.common.flow import FlowNetwork, euler_flow, flow_matching_loss, interpolated
+from tether.agents.common.gelu import GELU, gelu
 from tether.agents.fmq.flow_maps import (
     FlowMapPolicy,
     diagonal_and_mean_flow_loss,
@@ -50,6 +51,8 @@ class ExactMap(nn.Module):
         gap = t - r
         jump = (exact_jump(x, r, t) - x) / th.where(gap.abs() < 1e-12, 1.0, gap)
         return th.where(gap.abs() < 1e-12, exact_velocity(x, t), jump)
+
+    smooth = forward
 
     def with_tangent(self, observations, x, times, dx, dtimes):
         value, tangent = th.func.jvp(lambda y, r, t: self(observations, y, r, t), (x, *times), (dx, *dtimes))
@@ -147,7 +150,7 @@ def test_tangent_agrees_with_torch_and_with_differences(fourier, seeds):
     value, tangent = u.with_tangent(s, x, (r, t), v, (th.ones_like(r), th.zeros_like(t)))
     assert value.requires_grad
     assert not tangent.requires_grad
-    expected, jvp = th.func.jvp(lambda y, a, b: u(s, y, a, b), (x, r, t), (v, th.ones_like(r), th.zeros_like(t)))
+    expected, jvp = th.func.jvp(lambda y, a, b: u.smooth(s, y, a, b), (x, r, t), (v, th.ones_like(r), th.zeros_like(t)))
     assert th.allclose(value, expected, atol=1e-12)
     assert th.allclose(tangent, jvp, atol=1e-12)
     h = 1e-6
@@ -184,6 +187,17 @@ def flow_matching_from(u, s, diagonal, time):
     x, v, valid = diagonal
     squares = (u(s, x, time, time) - v).square().view(1, 5, 2, 2)
     return (squares * valid[..., None]).mean((1, 2, 3))
+
+
+def test_gelu_and_its_derivative():
+    x = th.linspace(-30.0, 30.0, 20_001).requires_grad_()
+    (slope,) = th.autograd.grad(gelu(x).sum(), x)
+    reference = nn.functional.gelu(x, approximate="tanh")
+    (expected,) = th.autograd.grad(reference.sum(), x)
+    assert th.allclose(gelu(x), reference, atol=2e-6, rtol=1e-6)
+    assert th.allclose(slope, expected, atol=2e-6, rtol=1e-6)
+    assert th.equal(gelu(x.detach()), gelu(x).detach())
+    assert th.autograd.gradcheck(gelu, th.linspace(-5, 5, 23, dtype=th.float64).requires_grad_())
 
 
 def test_fourier_features():
