@@ -69,7 +69,7 @@ def suite_of(env_id: str) -> str:
 
 
 def read_presets(agent: str) -> dict[str, dict[str, Any]]:
-    """All presets of an agent: key ("default", a suite, an env id with or without version) -> arguments."""
+    """All presets of an agent: key ("default", a suite, an env id with or without version or single task) -> arguments."""
     path = resources.files(__package__) / "presets" / f"{agent.lower()}.yaml"
     if not path.is_file():
         return {}
@@ -80,12 +80,13 @@ def read_presets(agent: str) -> dict[str, dict[str, Any]]:
 
 
 def preset(agent: str, env_id: str) -> dict[str, Any]:
-    """The arguments for an agent on an env: default, then the suite's, then the env's own, later ones winning."""
+    """The arguments for an agent on an env: default, the suite's, those of all of its single tasks, its own; later ones win."""
     name = canonical_name(agent)
     base, variant = VARIANTS.get(name, (name, None))
+    bare = re.sub(r"-v\d+$", "", env_id)
     merged: dict[str, Any] = {}
     for presets in map(read_presets, dict.fromkeys((base, name))):  # a variant may have a file beside its base's
-        for key in ("default", suite_of(env_id), re.sub(r"-v\d+$", "", env_id), env_id):
+        for key in ("default", suite_of(env_id), re.sub(r"-singletask(-task\d)?$", "", bare), bare, env_id):
             merged.update(presets.get(key, {}))
     if variant is None:
         return merged

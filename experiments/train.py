@@ -249,6 +249,7 @@ class _Run:
                     self._learn_offline(model, callbacks)
                 if self.config.online_steps and not stopper.stopped and model.num_timesteps == self.config.steps:
                     evaluation.evaluate_once(model)
+                    write_model(model, self.folder / "offline_model.zip")  # others may begin with it, by --init-from
                     model.fill_replay(self.dataset)  # type: ignore[attr-defined]
                 if self.config.collects and not stopper.stopped:
                     model.learn(self.config.total - model.num_timesteps, callbacks, **self._how)

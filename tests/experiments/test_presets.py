@@ -139,8 +139,14 @@ class TestCheck:
             check_arguments(agent, arguments)
             assert set(build_arguments(agent, arguments)) <= set(inspect.signature(agent_class(agent)).parameters)
         known = {name for ids in list_envs().values() for name in ids}
+        known |= {name.partition("-singletask")[0] for name in known}
         known |= {name.rpartition("-v")[0] for name in known} | SUITES | {"default"}
         assert set(read_presets(agent)) <= known
+
+    def test_single_tasks_share_their_preset(self) -> None:
+        assert preset("FQL", "puzzle-3x3-play-singletask-task4-v0")["alpha"] == 1000.0
+        assert preset("FQL", "puzzle-3x3-play-singletask-v0")["alpha"] == 1000.0
+        assert "alpha" not in preset("FQL", "pointmaze-medium-navigate-singletask-task1-v0")
 
     @pytest.mark.parametrize("agent", AGENTS)
     def test_every_agent_of_the_catalogue_can_be_imported(self, agent: str) -> None:
