@@ -182,10 +182,10 @@ class Study:
             wanted, path = self._wanted(env), Path(self.dataset(env, runs))
             if isinstance(wanted, dict) and not path.is_file():
                 print(f"  collecting the dataset of {env}", flush=True)
-                kwargs = {"env_kwargs": self.env_kwargs, **wanted}
+                name = _ogbench_name(env)  # whose data take no arguments of the environment
+                kwargs = {"env_kwargs": {} if name else self.env_kwargs, **wanted}
                 kwargs["behaviours"] = tuple(kwargs.get("behaviours", ()))
-                named = _ogbench_name(env) or env
-                collect(CollectConfig(named, path, cache=runs / "behaviours", **kwargs), f"tether study, {self.name}")
+                collect(CollectConfig(name or env, path, cache=runs / "behaviours", **kwargs), f"tether study, {self.name}")
 
 
 def _ogbench_name(env: str) -> str | None:

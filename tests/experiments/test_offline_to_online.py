@@ -28,6 +28,7 @@ from tether.experiments import cli
 from tether.experiments import study as study_module
 from tether.experiments.callbacks import COLUMNS
 from tether.experiments.catalogue import OFFLINE_TO_ONLINE
+from tether.experiments.collect import CollectConfig
 from tether.experiments.evaluate import evaluate, summary
 from tether.experiments.logs import STEP
 from tether.experiments.presets import parse_assignments
@@ -532,6 +533,22 @@ class TestStudies:
         assert re.fullmatch(r"runs/datasets/cube-single-play-v0-[0-9a-f]{8}\.npz", first)
         by_task = Study.read(write(agents=["FMQ"], envs=envs[:1], datasets={envs[0]: {"steps": 500}}))
         assert next(by_task.jobs(Path("runs"))).config.dataset == first
+
+    def test_data_of_ogbench_are_made_once(self, write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked: list[CollectConfig] = []
+
+        def collect(config: CollectConfig, command: str) -> None:
+            asked.append(config)
+            config.out.parent.mkdir(parents=True)
+            config.out.write_bytes(b"")
+
+        monkeypatch.setattr("tether.experiments.collect.collect", collect)
+        envs, datasets = [CUBE.format(1), CUBE.format(2)], {"cube-single-play-v0": {"steps": 500, "seed": 3}}
+        study = Study.read(write(agents=["FMQ"], envs=envs, datasets=datasets, env_kwargs={"max_episode_steps": 9}))
+        study.collect(tmp_path / "runs", envs)
+        (config,) = asked
+        assert (config.env, config.steps, config.seed, config.env_kwargs) == ("cube-single-play-v0", 500, 3, {})
+        assert str(config.out) == next(study.jobs(tmp_path / "runs")).config.dataset
 
     @pytest.mark.parametrize(
         ("changes", "reason"),
