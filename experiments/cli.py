@@ -88,9 +88,9 @@ def _add_evaluate(commands: Any) -> None:
 
 def _add_collect(commands: Any) -> None:
     p = commands.add_parser("collect", help="make an offline dataset from a mixture of behaviours, in DSRL's format")
-    p.add_argument("env", metavar="ENV_ID", help="environment that reports costs, see `tether list envs`")
+    p.add_argument("env", metavar="ENV_ID", help="environment that reports costs; or OGBench's name of a dataset")
     p.add_argument("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="FILE.hdf5, or a folder")
-    p.add_argument("--steps", type=_whole, default=100_000, metavar="N", help="transitions (default: 100,000)")
+    p.add_argument("--steps", type=_whole, metavar="N", help="transitions (default: 100,000; OGBench's: as published)")
     p.add_argument("--seed", type=int, default=0, metavar="K")
     p.add_argument(
         "--behaviour", nargs="+", default=[], metavar="NAME",
@@ -221,6 +221,9 @@ def _collect(args: argparse.Namespace) -> int:
     config = CollectConfig(args.env, args.out, args.steps, args.seed, behaviours, args.train_steps, kwargs, args.cache)
     path = collect(config, args.typed)
     sheet = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    if path.suffix == ".npz":
+        print(f"{path}: {sheet['transitions']:,} transitions; validation part and datasheet beside it")
+        return 0
     safe = f"{sheet['episodes_without_cost']} of {sheet['episodes']} episodes without cost"
     print(f"{path}: {sheet['transitions']:,} transitions, {safe}; datasheet and picture beside it")
     return 0

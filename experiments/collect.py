@@ -25,6 +25,7 @@ from .manifest import describe, write_json
 if TYPE_CHECKING:
     from tether.envs import OfflineDataset
 
+STEPS = 100_000
 WIDTH = 8  # episodes of a round, at most; fewer of a behaviour that has a small share
 FIELDS = ("observations", "actions", "rewards", "costs", "next_observations", "terminals", "timeouts", "constraint_values")
 Round = dict[str, np.ndarray]
@@ -34,8 +35,9 @@ Round = dict[str, np.ndarray]
 class CollectConfig:
     """What ``tether collect`` was asked for.
 
+    :param env: environment that reports costs; or the name of a dataset of OGBench, see `collect_ogbench`
     :param out: file, or folder that gets a file named by DSRL's rule
-    :param steps: transitions, at least; episodes are whole
+    :param steps: transitions, at least; episodes are whole. None: 100,000, of OGBench's data as many as were published
     :param behaviours: names or saved agents; none: the default mixture
     :param train_steps: of each training of behaviours; None: by environment
     :param cache: folder of trained behaviours
@@ -43,7 +45,7 @@ class CollectConfig:
 
     env: str
     out: Path
-    steps: int = 100_000
+    steps: int | None = None
     seed: int = 0
     behaviours: tuple[str, ...] = ()
     train_steps: int | None = None
@@ -59,6 +61,12 @@ def collect(config: CollectConfig, command: str = "") -> Path:
     :raises UsageError: for what cannot be collected
     """
     from tether.envs import collecting_arguments, make_env
+    from tether.envs.datasets import ogbench
+
+    if config.env in ogbench.names():
+        from .collect_ogbench import collect_ogbench
+
+        return collect_ogbench(config, command)
 
     make_env(config.env, **config.env_kwargs).close()
     kwargs = {**collecting_arguments(config.env), **config.env_kwargs}
@@ -104,7 +112,7 @@ def _collect_rounds(
     rounds: list[Round] = []
     names: list[str] = []
     try:
-        while sum(taken.values()) < config.steps:
+        while sum(taken.values()) < (config.steps or STEPS):
             behaviour = min(mixture, key=lambda b: taken[b.name] / b.share)
             path = shards / f"{len(rounds):06d}.npz"
             if path.is_file():

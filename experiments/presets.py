@@ -80,7 +80,7 @@ def read_presets(agent: str) -> dict[str, dict[str, Any]]:
 
 
 def preset(agent: str, env_id: str) -> dict[str, Any]:
-    """The arguments for an agent on an env: default, the suite's, those of all of its single tasks, its own; later ones win."""
+    """The arguments for an agent on an env: default, the suite's, those of all its single tasks, its own; later ones win."""
     name = canonical_name(agent)
     base, variant = VARIANTS.get(name, (name, None))
     bare = re.sub(r"-v\d+$", "", env_id)

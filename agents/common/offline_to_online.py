@@ -247,14 +247,14 @@ class OfflineToOnlineAgent(OfflineAgent):
             raise ValueError(f"{self.seeds} agents side by side learn from data only: agent.split() gives them one by one.")
         if self._last_obs is None or reset_num_timesteps:
             self._plan = None
-        total, callback = self._setup_learn(
+        total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
-        self.begin_online(total - self.num_timesteps + self.n_envs)
+        self.begin_online(total_timesteps - self.num_timesteps + self.n_envs)
         try:
             with self._torch_threads(self.batch_size):
                 callback.on_training_start(locals(), globals())
-                while self.num_timesteps < total and self._step_environments(callback, log_interval):
+                while self.num_timesteps < total_timesteps and self._step_environments(callback, log_interval):
                     pass
                 callback.on_training_end()
         finally:
@@ -271,15 +271,17 @@ class OfflineToOnlineAgent(OfflineAgent):
             self._plan = None
             return True
         actions, new_obs, rewards, dones, infos = step
+        self.online_steps += self.n_envs
         if self.online_steps > self.learning_starts and len(self.replay_buffer):
             self.replay_buffer.note_size()
             self._improve(self.gradient_steps)
-        callback.update_locals(locals())
-        going_on = callback.on_step()
-        callback.on_rollout_end()
+        self.num_timesteps += self.n_envs
         before, self._episode_num = self._episode_num, self._episode_num + int(dones.sum())
         if self._episode_num // log_interval > before // log_interval:
             self._dump()
+        callback.update_locals(locals())
+        going_on = callback.on_step()
+        callback.on_rollout_end()
         return going_on
 
     def _collect(self) -> tuple[Any, ...]:
@@ -301,8 +303,6 @@ class OfflineToOnlineAgent(OfflineAgent):
             terminal = done and not infos[env].get("TimeLimit.truncated", False)
             memory.add(env, Transition(before[env], chosen[env], float(rewards[env]), terminal, following), done)
         self._last_obs, self._last_episode_starts = new_obs, dones
-        self.num_timesteps += self.n_envs
-        self.online_steps += self.n_envs
         self._update_info_buffer([{"is_success": info.get("success"), **info} for info in infos], dones)
         return actions, new_obs, rewards, dones, infos
 
