@@ -103,6 +103,8 @@ def markdown(scores: Sequence[Score], episodes: int) -> Iterator[str]:
 
 
 def _with_interval(values: Sequence[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
     low, high = interval(values, np.mean)
     return f"{np.mean(values):.2f} {brackets(float(low), float(high), '{:.2f}')}"
 
