@@ -100,8 +100,20 @@ def _ogbench_ids() -> list[str]:
     )
 
 
-def _make_ogbench(env_id: str, flatten: bool, render_mode: str | None, **kwargs: Any) -> gym.Env:
-    """Make the environment that belongs to a dataset's name, as ``ogbench.make_env_and_datasets`` takes it."""
+class SparseReward(gym.RewardWrapper):
+    """-1 until nothing is left to do, and 0 then, in the place of how much is left."""
+
+    def reward(self, reward: Any) -> float:
+        return -1.0 if reward != 0.0 else 0.0
+
+
+def _make_ogbench(env_id: str, flatten: bool, render_mode: str | None, sparse: bool = False, **kwargs: Any) -> gym.Env:
+    """Make the environment that belongs to a dataset's name, as ``ogbench.make_env_and_datasets`` takes it.
+
+    :param sparse: of scene and puzzles: :class:`SparseReward`, as in QC's and FMQ's runs
+    """
+    if sparse:
+        return SparseReward(_make_ogbench(env_id, flatten, render_mode, **kwargs))
     require(env_id, "ogbench", "ogbench")
     import ogbench
 

@@ -370,8 +370,11 @@ def _dataset_of(config: RunConfig) -> OfflineDataset | None:
     if config.dataset is None:
         return None
     of_ogbench = Path(config.dataset).suffix == ".npz" or ogbench.address(config.dataset) is not None
-    task = {"task": config.env} if of_ogbench and "singletask" in config.env.split("-") else {}
-    whole = load_dataset(config.dataset, **task)
+    options = {"task": config.env} if of_ogbench and "singletask" in config.env.split("-") else {}
+    # What changes the environment's rewards changes those of its data.
+    own = "sparse" if of_ogbench else "step_penalty" if config.env.startswith("robomimic/") else None
+    options |= {own: config.env_kwargs[own]} if own in config.env_kwargs else {}
+    whole = load_dataset(config.dataset, **options)
     return whole if config.train_share == 1.0 else whole.split((config.train_share,))[0]
 
 

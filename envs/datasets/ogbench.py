@@ -20,7 +20,12 @@ _STATE = ("qpos", "button_states")  # what the rewards of single tasks are compu
 
 
 def read(
-    path: Path | str, *, sha256: str | None = None, meta: Mapping[str, Any] | None = None, task: str | None = None
+    path: Path | str,
+    *,
+    sha256: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    task: str | None = None,
+    sparse: bool = False,
 ) -> OfflineDataset:
     """Read a file of OGBench.
 
@@ -31,15 +36,19 @@ def read(
     :param meta: goes into the data set's
     :param task: a single-task name such as ``cube-single-play-singletask-task1-v0``: rewards are then OGBench's, and the
         transitions that reach the goal are terminal, also in the middle of a trajectory
+    :param sparse: rewards are -1 wherever they are not 0, as the environment's argument of this name has it
     :raises DatasetError: naming file, key and row of what is wrong
     """
     path = Path(path)
     digest = checked_sha256(path, sha256)
     described = {**(meta or {}), **({} if task is None else {"env_id": task}), "source": str(path), "format": "ogbench"}
-    return cached(digest, {"task": task}, lambda: _blocks(path, task), described)
+    if sparse:
+        described["env_kwargs"] = {"sparse": True}
+    options = {"task": task, **({"sparse": True} if sparse else {})}
+    return cached(digest, options, lambda: _blocks(path, task, sparse), described)
 
 
-def _blocks(path: Path, task: str | None) -> Blocks:
+def _blocks(path: Path, task: str | None, sparse: bool) -> Blocks:
     arrays = _open(path)
     for key in ("observations", "actions", "terminals"):
         _require(path, arrays, key, len(arrays.get("observations", ())))
@@ -49,7 +58,7 @@ def _blocks(path: Path, task: str | None) -> Blocks:
     if not kept.any():
         raise DatasetError(f"{path}: 'terminals' leave no transition with a next row: use a file with longer trajectories.")
     yield {"rows": np.flatnonzero(kept)}
-    yield from _outcomes(path, arrays, kept, task)
+    yield from _outcomes(path, arrays, kept, task, sparse)
     for block in arrays["observations"].blocks():
         yield {"observations": as_field("observations", block)}
     first = 0
@@ -58,7 +67,7 @@ def _blocks(path: Path, task: str | None) -> Blocks:
         first += len(block)
 
 
-def _outcomes(path: Path, arrays: Mapping[str, _Member], kept: np.ndarray, task: str | None) -> Blocks:
+def _outcomes(path: Path, arrays: Mapping[str, _Member], kept: np.ndarray, task: str | None, sparse: bool) -> Blocks:
     """Rewards, terminals and timeouts of the rows that are kept."""
     ends = np.append(~kept[1:], True)[kept]
     rewards, reached = np.zeros(len(ends), np.float32), np.zeros(len(ends), bool)
@@ -69,6 +78,7 @@ def _outcomes(path: Path, arrays: Mapping[str, _Member], kept: np.ndarray, task:
                 _require(path, arrays, key, len(kept))
                 state[key] = np.concatenate(list(arrays[key].blocks()))[kept]
         rewards, reached = _relabelled(path, state, task)
+        rewards = np.where(rewards != 0.0, -1.0, 0.0).astype(np.float32) if sparse else rewards
     yield {"rewards": rewards, "terminals": reached, "timeouts": ends & ~reached}
 
 

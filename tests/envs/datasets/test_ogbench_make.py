@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tether.envs import DatasetError, load_dataset
+from tether.envs import DatasetError, load_dataset, make_env
 from tether.envs.datasets import ogbench
 from tether.envs.datasets import ogbench_make as module
 from tether.envs.datasets.ogbench_make import Generator, recipe
@@ -146,3 +146,17 @@ def test_errors_in_words() -> None:
         recipe("humanoidmaze-medium-navigate-v0")
     with pytest.raises(DatasetError, match="needs a walker: `tether collect antmaze-medium-navigate-v0` trains one"):
         Generator(recipe("antmaze-medium-navigate-v0"))
+
+
+def test_sparse_rewards_of_data_and_world(tmp_path: Path) -> None:
+    """-1 until all subtasks are done: the same in the data, and in the environment that they describe."""
+    task = "scene-play-singletask-task2-v0"
+    path = written(tmp_path, "scene-play-v0", 1, 101)
+    dense, sparse = load_dataset(path, task=task), load_dataset(path, task=task, sparse=True)
+    assert np.array_equal(np.asarray(sparse.rewards), np.where(np.asarray(dense.rewards) != 0.0, -1.0, 0.0))
+    assert np.array_equal(np.asarray(sparse.terminals), np.asarray(dense.terminals))
+    env, plain = make_env(task, **sparse.meta["env_kwargs"]), make_env(task)
+    for one in (env, plain):
+        one.reset(seed=0)
+    rewards = [(env.step(np.zeros(5))[1], plain.step(np.zeros(5))[1]) for _ in range(3)]
+    assert all(first == -1.0 and second < -1.0 for first, second in rewards)
