@@ -7,77 +7,37 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .errors import UsageError, nearest
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
 from .markdown import spread, table
+from .racing import Contestant, Run, rate_cells, require_known
 
 OBS, ACT, ROWS = 17, 6, 100_000  # HalfCheetah's sizes
 PAPER: dict[str, Any] = {}
 REDUCED = {"batch_size": 512, "policy_kwargs": {"width": 128, "n_blocks": 2, "net_arch": [128, 128]}}
 SEEDS = 5
-Run = Callable[[int], None]  # trains for n updates, and waits for the last
 
 
-@dataclass
-class _Contestant:
-    """A way of training.
-
-    :param group: what is compared: method and size
-    :param make: gives the function that trains
-    :param agents: that it trains at once
-    :param updates: of a round, at least; :meth:`warm_up` finds how many
-    """
-
-    group: str
-    name: str
-    make: Callable[[], Run]
-    agents: int = 1
-    updates: int = 4
-    rates: list[float] = field(default_factory=list)
-    run: Run | None = None
-
-    def warm_up(self, seconds: float) -> None:
-        """Build it and find how many updates take about that long."""
-        self.run = self.make()
-        self.run(4)
-        least = self.updates
-        while (spent := self._seconds()) < seconds / 2:
-            self.updates = max(2 * self.updates, round(0.5 * self.updates * seconds / spent))
-        self.updates = max(least, round(self.updates * seconds / spent))
-
-    def measure(self) -> None:
-        """Train; updates per second, of all its agents together."""
-        self.rates.append(self.agents * self.updates / self._seconds())
-
-    def _seconds(self) -> float:
-        assert self.run is not None
-        begun = time.perf_counter()
-        self.run(self.updates)
-        return time.perf_counter() - begun
-
-
-def contestants(device: Any) -> list[_Contestant]:
+def contestants(device: Any) -> list[Contestant]:
     """All that can run with what is installed."""
     from tether import agents
 
     sizes = {"FISOR, paper's size": PAPER, "FISOR, reduced": REDUCED}
     found = [
-        _Contestant(group, name, _ours(agents.FISOR, seeds, device, **size), seeds)
+        Contestant(group, name, _ours(agents.FISOR, seeds, device, **size), seeds)
         for group, size in sizes.items()
         for name, seeds in (("Tether", 1), (f"Tether, {SEEDS} seeds at once", SEEDS))
     ]
-    found += [_Contestant(group, "authors' JAX", make) for group, make in _jax_peers()]
+    found += [Contestant(group, "authors' JAX", make) for group, make in _jax_peers()]
     for cls in (agents.BC, agents.TD3BC, agents.PRDC, agents.IQL, agents.CPQ, agents.BCQLag):
         for name, seeds in (("Tether", 1), (f"Tether, {SEEDS} seeds at once", SEEDS)):
-            found.append(_Contestant(cls.__name__, name, _ours(cls, seeds, device), seeds))
-    found += [_Contestant(group, "d3rlpy", make) for group, make in _d3rlpy_peers(device)]
+            found.append(Contestant(cls.__name__, name, _ours(cls, seeds, device), seeds))
+    found += [Contestant(group, "d3rlpy", make) for group, make in _d3rlpy_peers(device)]
     if device.type == "cuda":
         for one in found:
             one.updates = 1000  # of which those before the graph is captured, 40 slow ones, are few
@@ -211,10 +171,7 @@ def offline(
 
     place = get_device(device)
     racers = contestants(place)
-    groups = list(dict.fromkeys(one.group for one in racers))
-    for name in only or ():
-        if name not in groups:
-            raise UsageError(f"There is no method '{name}'.{nearest(name, groups)} They are: {'; '.join(groups)}.")
+    require_known(only, (one.group for one in racers))
     racers = [one for one in racers if not only or one.group in only]
     products: list[float] = []
     for one in racers:
@@ -290,8 +247,7 @@ def _markdown(result: dict[str, Any]) -> str:
             rates = np.array(one["updates/s"])
             ours = one["name"].startswith("Tether")
             share = f"{np.median(rates * flops):.0f} ({np.median(rates * flops / products):.2f})" if flops and ours else "-"
-            cells = [group, one["name"], f"{np.median(rates):.4g} [{rates.min():.4g}, {rates.max():.4g}]"]
-            body.append([*cells, f"{np.median(rates / reference):.2f}", share])
+            body.append([group, one["name"], *rate_cells(rates, reference), share])
     header = ["method", "who", "updates/s", "of one of ours", "GFLOP/s (of the product)"]
     return "\n".join([*lines, *table(header, body)]) + "\n"
 

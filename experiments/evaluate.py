@@ -264,12 +264,12 @@ def record_video(trained: Trained, path: Path, seed: int) -> int:
 def _frames(trained: Trained, env: VecEnv) -> Iterator[np.ndarray]:
     """The pictures of one episode, each taken before the step that leaves it."""
     renders = "rgb_array" in (env.get_attr("metadata")[0].get("render_modes") or ())
-    observation, done = env.reset(), False
+    observation, plan, done = env.reset(), None, False
     while not done:
         frame = env.render() if renders else None
         if frame is None:
             raise UsageError(f"{trained.env_id} does not render to pictures, so there is no video of it.")
         yield np.asarray(frame)
-        action, _ = trained.model.predict(observation, deterministic=True)  # type: ignore[arg-type]
+        action, plan = trained.model.predict(observation, plan, deterministic=True)  # type: ignore[arg-type]
         observation, _, dones, _ = env.step(action)
         done = bool(dones[0])
