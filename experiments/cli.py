@@ -123,12 +123,13 @@ def _add_report(commands: Any) -> None:
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
-    p.add_argument("what", choices=("on-policy", "offline", "inference", "images", "safety", "guardian"))
+    p.add_argument("what", choices=("on-policy", "offline", "inference", "flow", "images", "safety", "guardian"))
     p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="of offline, images and guardian (default: auto)")
+    p.add_argument("--fql", type=Path, metavar="DIR", help="the FQL authors' code, which then races in flow (needs JAX)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
 
@@ -251,6 +252,8 @@ def _bench(args: argparse.Namespace) -> int:
     command, device = shlex.join(["tether", *sys.argv[1:]]), args.device or "auto"
     if args.device and args.what not in ("offline", "images", "guardian"):
         raise UsageError(f"`tether bench {args.what}` measures on the CPU: leave out --device.")
+    if args.fql and args.what != "flow":
+        raise UsageError(f"`tether bench {args.what}` has no use for FQL's authors' code: leave out --fql.")
     if args.what in ("offline", "inference"):
         from .bench_offline import inference, offline
 
@@ -260,6 +263,13 @@ def _bench(args: argparse.Namespace) -> int:
             print(offline(args.out, args.only, args.rounds, args.seconds, command, device))
         else:
             print(inference(args.out, args.rounds, command))
+        return 0
+    if args.what == "flow":
+        from .bench_flow import flow
+
+        if args.env:
+            raise UsageError("`tether bench flow` measures on random data of one size: leave out --env.")
+        print(flow(args.out, args.only, args.rounds, args.seconds, command, args.fql))
         return 0
     if args.what == "guardian":
         from .bench_guardian import guardian

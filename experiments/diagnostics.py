@@ -17,6 +17,7 @@ KEYS = (
     "embedding_norm_bound", "gate", "gate_std", "conformal_factor", "conformal_factor_max",
     "grad_norm_encoder", "grad_norm_head", "entropy_loss", "explained_variance",
 )  # fmt: skip
+MARKS = ("approx_kl", "trust_region")  # a row without them is of something else
 ROWS = 200  # of an exported file; a maximum is that of the rows it stands for, everything else their mean
 
 Series = dict[str, NDArray[np.float64]]
@@ -50,7 +51,7 @@ def _columns(path: Path, step: str, prefix: str) -> Series:
     if not path.is_file():
         return {}
     with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row.get(prefix + "approx_kl") and row.get(step)]
+        rows = [row for row in csv.DictReader(file) if row.get(step) and any(row.get(prefix + key) for key in MARKS)]
     if not rows:
         return {}
     known = [key for key in KEYS if rows[0].get(prefix + key)]

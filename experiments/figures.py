@@ -171,6 +171,44 @@ def trust_region(rows: Sequence[Row]) -> bytes | None:
     return picture.getvalue()
 
 
+def distances(rows: Sequence[Row]) -> bytes | None:
+    """A PNG: how far policies went from what their trust region lies around, and its radius dashed, where it is logged
+    as a distance and not as ratios: means over seeds, and the range between them.
+
+    :return: None where no run logged one
+    """
+    drawn = []
+    for row in sorted((row for row in rows if row.runs), key=prominence):
+        logs = [run.diagnostics for run in row.runs]
+        logs = [log for log in logs if "trust_region" in log and "clip_fraction" not in log]
+        if logs:
+            drawn.append((row, logs))
+    if not drawn:
+        return None
+    lines = dict(zip((row.label for row, _ in drawn), line_styles([row for row, _ in drawn]), strict=False))
+    envs = sorted({row.env for row, _ in drawn})
+    with matplotlib.rc_context(STYLE):
+        spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
+        figure = Figure(figsize=(4.6 * len(envs) + 0.4, 3.6), dpi=150, layout=spacing)
+        for env, axis in zip(envs, figure.subplots(1, len(envs), squeeze=False)[0], strict=True):
+            axis.set_title(env, loc="left", fontsize=10, fontweight="bold")
+            for row, logs in drawn:
+                if row.env == env:
+                    _draw_log(axis, logs, "trust_region", lines[row.label])
+                    bounded = [log for log in logs if "trust_region_bound" in log]
+                    if bounded:
+                        _draw_log(axis, bounded, "trust_region_bound", lines[row.label] | {"linestyle": "--"})
+            axis.set_ylim(bottom=0.0)
+            axis.set_xlabel("steps")
+            axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
+        handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
+        handles.append(Line2D([], [], label="radius", color="0.4", linestyle="--"))
+        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
+        picture = BytesIO()
+        figure.savefig(picture, format="png", metadata={"Software": None})
+    return picture.getvalue()
+
+
 def _draw_log(axis: Axes, logs: Sequence[Series], key: str, line: dict[str, Any]) -> None:
     """The mean over seeds of what was logged, and the range between them; smoothed over a fortieth of the run."""
     stop = min(log["timesteps"][-1] for log in logs)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .figures import learning_curves, prominence, trust_region
+from .figures import distances, learning_curves, prominence, trust_region
 from .markdown import brackets, format_steps, number, ranges, table
 from .offline_figures import reward_and_cost
 from .published import Published, read_published, same_task
@@ -30,6 +30,7 @@ PICTURES = {
     "curves.png": "Learning curves: IQM over seeds with 95 % bootstrap bands",
     "reward-cost.png": "Reward and cost of what was learnt from data: large dots are means over seeds, shaded is unsafe",
     "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
+    "distances.png": "How far policies go within their trust regions: means over seeds, the range between them shaded",
 }
 
 
@@ -87,6 +88,7 @@ def _pictures(rows: Sequence[Row]) -> dict[str, bytes]:
         "curves.png": learning_curves(rows) if drawable else None,
         "reward-cost.png": reward_and_cost(safe) if safe else None,
         "trust-region.png": trust_region(rows),
+        "distances.png": distances(rows),
     }
     return {name: picture for name, picture in made.items() if picture is not None}
 

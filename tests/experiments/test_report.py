@@ -497,6 +497,19 @@ class TestUnseenLevelsAndTrustRegion:
         assert "trust-region.png" in text
         assert imread(tmp_path / "out" / "trust-region.png").shape[2] == 4
 
+    def test_distances_from_the_offline_policy(self, tmp_path: Path) -> None:
+        """FMQ's and MVP's log has distances, and one of them a radius; rows of the offline phase have neither."""
+        for agent, bound in (("FMQ", ",0.8"), ("MVP", "")):
+            for seed in (0, 1):
+                place = write_run(tmp_path / "runs", agent, "cube-v0", seed, exported=True)
+                names = "timesteps,trust_region" + (",trust_region_bound" if bound else "")
+                logged = [f"{t},0.{t}{bound}" for t in range(1, 6)]
+                place.with_suffix(".diagnostics.csv").write_text("\n".join([names, "0,", *logged]) + "\n")
+        text = report([tmp_path / "runs"], out=tmp_path / "out")
+        assert "distances.png" in text
+        assert "trust-region.png" not in text
+        assert imread(tmp_path / "out" / "distances.png").shape[2] == 4
+
     def test_no_picture_without_diagnostics(self, tmp_path: Path) -> None:
         write_run(tmp_path / "runs")
         text = report([tmp_path / "runs"], out=tmp_path / "out")
