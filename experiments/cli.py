@@ -121,6 +121,14 @@ def _add_report(commands: Any) -> None:
     p.set_defaults(run=_report)
 
 
+BENCH_OPTIONS = {  # that only some benches take
+    "env": ("on-policy",),
+    "only": ("on-policy", "offline", "flow"),
+    "device": ("offline", "images", "guardian"),
+    "fql": ("flow",),
+}
+
+
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
     p.add_argument("what", choices=("on-policy", "offline", "inference", "flow", "images", "safety", "guardian"))
@@ -247,52 +255,38 @@ def _report(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .bench import on_policy
+    command, device, what = shlex.join(["tether", *sys.argv[1:]]), args.device or "auto", args.what
+    refused = [f"--{name}" for name, takers in BENCH_OPTIONS.items() if getattr(args, name) and what not in takers]
+    if refused:
+        raise UsageError(f"`tether bench {what}` has no use for this: leave out {' and '.join(refused)}.")
+    if what == "offline":
+        from .bench_offline import offline
 
-    command, device = shlex.join(["tether", *sys.argv[1:]]), args.device or "auto"
-    if args.device and args.what not in ("offline", "images", "guardian"):
-        raise UsageError(f"`tether bench {args.what}` measures on the CPU: leave out --device.")
-    if args.fql and args.what != "flow":
-        raise UsageError(f"`tether bench {args.what}` has no use for FQL's authors' code: leave out --fql.")
-    if args.what in ("offline", "inference"):
-        from .bench_offline import inference, offline
+        print(offline(args.out, args.only, args.rounds, args.seconds, command, device))
+    elif what == "inference":
+        from .bench_offline import inference
 
-        if args.env or (args.only and args.what == "inference"):
-            raise UsageError(f"`tether bench {args.what}` measures on random data of one size: leave out --env and --only.")
-        if args.what == "offline":
-            print(offline(args.out, args.only, args.rounds, args.seconds, command, device))
-        else:
-            print(inference(args.out, args.rounds, command))
-        return 0
-    if args.what == "flow":
+        print(inference(args.out, args.rounds, command))
+    elif what == "flow":
         from .bench_flow import flow
 
-        if args.env:
-            raise UsageError("`tether bench flow` measures on random data of one size: leave out --env.")
         print(flow(args.out, args.only, args.rounds, args.seconds, command, args.fql))
-        return 0
-    if args.what == "guardian":
+    elif what == "guardian":
         from .bench_guardian import guardian
 
-        if args.env or args.only:
-            raise UsageError("`tether bench guardian` measures on random data of one size: leave out --env and --only.")
         print(guardian(args.out, args.rounds, command, device))
-        return 0
-    if args.what == "safety":
+    elif what == "safety":
         from .bench_safety import safety
 
-        if args.env or args.only:
-            raise UsageError("`tether bench safety` measures all our agents on one environment: leave out --env and --only.")
         print(safety(args.out, args.rounds, args.seconds, command))
-        return 0
-    if args.what == "images":
+    elif what == "images":
         from .bench_images import images
 
-        if args.env or args.only:
-            raise UsageError("`tether bench images` measures a fixed set of agents on bigfish: leave out --env and --only.")
         print(images(args.out, args.rounds, command=command, device=device))
-        return 0
-    print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
+    else:
+        from .bench import on_policy
+
+        print(on_policy(args.env, args.out, args.only, args.rounds, args.seconds, command))
     return 0
 
 

@@ -46,13 +46,14 @@ def test_all_of_it(tether, tmp_path):
 def test_only_some(tether):
     outcome = tether("bench", "flow", "--only", "acting", "--rounds", 1)
     assert outcome.code == 0, outcome.err
-    assert "Milliseconds of `predict`" in outcome.out and "Updates per second" not in outcome.out
+    assert "Milliseconds of `predict`" in outcome.out
+    assert "Updates per second" not in outcome.out
     outcome = tether("bench", "flow", "--only", "FQL, 2x16, batch 8, one action", "--rounds", 1, "--seconds", 0.01)
     assert outcome.code == 0, outcome.err
     assert "Milliseconds of `predict`" not in outcome.out
 
 
-AUTHORS = '''
+AUTHORS = """
 class FQLAgent:
     class network:
         params = ()
@@ -69,7 +70,7 @@ class FQLAgent:
 
 def get_config():
     return {}
-'''
+"""
 
 
 def test_the_authors_code_joins(tether, tmp_path, monkeypatch):
@@ -82,7 +83,8 @@ def test_the_authors_code_joins(tether, tmp_path, monkeypatch):
     group = "FQL, 2x16, batch 8, one action"
     outcome = tether("bench", "flow", "--only", group, "--rounds", 1, "--seconds", 0.01, "--fql", tmp_path)
     assert outcome.code == 0, outcome.err
-    assert "authors' JAX" in outcome.out and sys.path == before
+    assert "authors' JAX" in outcome.out
+    assert sys.path == before
 
 
 def test_refusals(tether, tmp_path):

@@ -29,7 +29,7 @@ def test_time_to_act(tether, tmp_path, monkeypatch):
     outcome = tether("bench", "inference", "--rounds", 1, "--out", tmp_path)
     assert outcome.code == 0, outcome.err
     assert "| FISOR, reduced (16 candidates, 5 steps) " in (tmp_path / "inference.md").read_text()
-    assert "leave out --env and --only" in tether("bench", "inference", "--only", "BC").err
+    assert "leave out --only" in tether("bench", "inference", "--only", "BC").err
 
 
 def test_speed_of_the_guardian(tether, tmp_path, monkeypatch):
@@ -41,5 +41,5 @@ def test_speed_of_the_guardian(tether, tmp_path, monkeypatch):
     assert {"Tether, exact densities", "Tether, labels", "OGSRL, iterations"} <= set(result["per second"])
     hours = 20_000 / result["per second"]["OGSRL, iterations"][0] / 3600
     assert f"the published 20,000 take {hours:.2f} [{hours:.2f}, {hours:.2f}]" in (tmp_path / "guardian.md").read_text()
-    assert "leave out --env and --only" in tether("bench", "guardian", "--only", "BC").err
+    assert "leave out --only" in tether("bench", "guardian", "--only", "BC").err
     assert "leave out --device" in tether("bench", "safety", "--device", "cuda").err
