@@ -246,7 +246,7 @@ class OfflineToOnlineAgent(OfflineAgent):
         if self.seeds > 1:
             raise ValueError(f"{self.seeds} agents side by side learn from data only: agent.split() gives them one by one.")
         if self._last_obs is None or reset_num_timesteps:
-            self._plan = None
+            self._forget_episodes()
         total_timesteps, callback = self._setup_learn(
             total_timesteps, callback, reset_num_timesteps, tb_log_name or type(self).__name__, progress_bar
         )
@@ -267,8 +267,7 @@ class OfflineToOnlineAgent(OfflineAgent):
         step = self._guarded(self._collect, "collect")
         if step is None:
             self._restart_environments()
-            self.replay_buffer.forget_unfinished()
-            self._plan = None
+            self._forget_episodes()
             return True
         actions, new_obs, rewards, dones, infos = step
         self.online_steps += self.n_envs
@@ -283,6 +282,12 @@ class OfflineToOnlineAgent(OfflineAgent):
         going_on = callback.on_step()
         callback.on_rollout_end()
         return going_on
+
+    def _forget_episodes(self) -> None:
+        """Before new ones begin: what is left of the plans, and the chunks that are not complete."""
+        self._plan = None
+        if self._memory is not None:
+            self._memory.forget_unfinished()
 
     def _collect(self) -> tuple[Any, ...]:
         """Play the plans' next actions and remember what comes of them."""

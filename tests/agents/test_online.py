@@ -137,6 +137,18 @@ def test_ends_of_episodes():
     assert arrays["returns"].tolist() == pytest.approx([-1.99, -1.99, -1.0, -1.99, -1.99, -1.99, -1.99, -1.0])
 
 
+def test_a_new_training_begins_new_episodes():
+    """Nothing of an episode that was left is in a chunk of the next."""
+    agent = FMQ(env=Ends(), seed=0, device="cpu", horizon=3, batch_size=8, policy_kwargs={"net_arch": [8]})
+    agent.learn(4)
+    agent.learn(4)
+    agent.set_env(make_vec_env(Ends, 1))
+    agent.learn(8, reset_num_timesteps=False)
+    arrays = {name: values[: len(agent.replay_buffer)] for name, values in agent.replay_buffer.arrays.items()}
+    steps = arrays["next_observations"] - arrays["observations"]
+    assert th.equal(steps[:, 0], arrays["valid"].sum(1))  # the state counts the steps of its episode
+
+
 def test_without_a_dataset_it_learns_from_what_it_collects():
     agent = FMQ(env=pendulum(), seed=0, device="cpu", batch_size=8, learning_starts=5, policy_kwargs={"net_arch": [8]})
     agent.learn(20)
