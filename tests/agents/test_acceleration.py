@@ -2,13 +2,16 @@
 
 import pytest
 import torch as th
+from stable_baselines3.common.env_util import make_vec_env
 
 from tests.kit.offline import SUBJECTS as OFFLINE
-from tests.kit.offline import random_dataset
+from tests.kit.offline import pendulum_dataset, random_dataset
 from tests.kit.resume import difference, everything
 from tests.kit.rollouts import collected
 from tether.agents import BPO, MDPO, PPO, R2VPO
+from tether.agents.common.offline_to_online import OfflineToOnlineAgent
 
+ONLINE = [subject for subject in OFFLINE if issubclass(subject.cls, OfflineToOnlineAgent)]
 pytestmark = pytest.mark.skipif(not th.cuda.is_available(), reason="needs a CUDA device to capture a graph")
 
 
@@ -52,4 +55,19 @@ def test_captured_offline_updates_give_the_weights_of_plain_ones(subject):
         agent.learn_offline(random_dataset(), 80)
         weights.append(everything(agent))
         assert agent.num_timesteps == 80
+    assert difference(*weights) < 1e-4
+
+
+@pytest.mark.parametrize("subject", ONLINE, ids=lambda s: s.name)
+def test_captured_online_updates_give_the_weights_of_plain_ones(subject):
+    """One update after every env step, on a replay memory that grows under the graph."""
+    weights = []
+    for captured in (True, False):
+        agent = subject.make(env=make_vec_env("Pendulum-v1", 1, seed=0), device="cuda", learning_starts=4)
+        agent.learn_offline(pendulum_dataset(), 20)
+        if not captured:
+            agent._updates = lambda steps, agent=agent: [agent.update(agent._draw, i) for i in range(steps)][-1]
+        agent.learn(40)
+        weights.append(everything(agent))
+        assert agent._n_updates == 20 + 36
     assert difference(*weights) < 1e-4
