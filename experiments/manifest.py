@@ -15,6 +15,7 @@ from .errors import UsageError
 
 PACKAGES = (
     "tether-rl", "torch", "numpy", "gymnasium", "mujoco", "dm-control", "stable-baselines3", "sb3-contrib", "envpool",
+    "ogbench",
 )  # fmt: skip
 
 
