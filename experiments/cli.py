@@ -87,9 +87,9 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _add_collect(commands: Any) -> None:
-    p = commands.add_parser("collect", help="make an offline dataset from a mixture of behaviours, in DSRL's format")
+    p = commands.add_parser("collect", help="make an offline dataset: a mixture of behaviours, or one of OGBench's")
     p.add_argument("env", metavar="ENV_ID", help="environment that reports costs; or OGBench's name of a dataset")
-    p.add_argument("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="FILE.hdf5, or a folder")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="FILE.hdf5, OGBench's FILE.npz, or a folder")
     p.add_argument("--steps", type=_whole, metavar="N", help="transitions (default: 100,000; OGBench's: as published)")
     p.add_argument("--seed", type=int, default=0, metavar="K")
     p.add_argument(
@@ -312,7 +312,7 @@ def _list(args: argparse.Namespace) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Without the news that other packages print when they are imported, which would stand before our one sentence."""
     for module, name in (("farama_notifications", "notifications"), ("gym_notices.notices", "notices")):
         with suppress(ImportError):
@@ -332,7 +332,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         args = build_parser().parse_args(words)
         args.typed = shlex.join(["tether", *words])
-        with _quiet():
+        with quiet():
             return args.run(args)
     except KeyboardInterrupt:
         return 130

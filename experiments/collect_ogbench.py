@@ -126,9 +126,12 @@ def _make(config: CollectConfig, folder: Path, numbers: Sequence[int], walker: P
 
 def _process(*share: Any) -> None:
     """A process of its own: Ctrl-C is for the first one, and whatever ends that one ends this."""
+    from .cli import quiet
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _make_share(*share)
+    with quiet():
+        _make_share(*share)
 
 
 def _end_with_parent() -> None:
