@@ -89,7 +89,7 @@ def _add_evaluate(commands: Any) -> None:
 def _add_collect(commands: Any) -> None:
     p = commands.add_parser("collect", help="make an offline dataset: a mixture of behaviours, or one of OGBench's")
     p.add_argument("env", metavar="ENV_ID", help="environment that reports costs; or OGBench's name of a dataset")
-    p.add_argument("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="FILE.hdf5, OGBench's FILE.npz, or a folder")
+    p.add_argument("--out", type=Path, required=True, metavar="FILE_OR_FOLDER", help="FILE.hdf5, OGBench's .npz, or a folder")
     p.add_argument("--steps", type=_whole, metavar="N", help="transitions (default: 100,000; OGBench's: as published)")
     p.add_argument("--seed", type=int, default=0, metavar="K")
     p.add_argument(
