@@ -14,12 +14,17 @@ from torch.nn import functional as F
 C, A = 2.0 * math.sqrt(2.0 / math.pi), 0.044715
 
 
+def _quadratic(x: th.Tensor, factor: float) -> th.Tensor:
+    """c (1 + factor x^2) in one pass over x."""
+    return th.addcmul(x.new_full((), C), x, x, value=factor * C)
+
+
 def gelu_and_slope(x: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-    """gelu and gelu' = s (1 + x (1 - s) c (1 + 3 a x^2)), s the sigmoid; elementwise, without gradients."""
-    square = x * x
-    s = square.mul(A * C).add_(C).mul_(x).sigmoid_()
-    slope = square.mul_(3.0 * A * C).add_(C).mul_(x).mul_(1.0 - s).add_(1.0).mul_(s)
-    return x * s, slope
+    """gelu and gelu' = s + y c (1 + 3 a x^2) (1 - s), s the sigmoid and y gelu; elementwise, without gradients."""
+    s = _quadratic(x, A).mul_(x).sigmoid_()
+    y = x * s
+    slope = _quadratic(x, 3.0 * A).mul_(y)
+    return y, slope.addcmul_(slope, s, value=-1.0).add_(s)
 
 
 class _GELU(th.autograd.Function):
@@ -40,7 +45,7 @@ def gelu(x: th.Tensor) -> th.Tensor:
         return F.gelu(x, approximate="tanh")
     if x.requires_grad and th.is_grad_enabled():
         return _GELU.apply(x)
-    return (x * x).mul_(A * C).add_(C).mul_(x).sigmoid_().mul_(x)
+    return _quadratic(x, A).mul_(x).sigmoid_().mul_(x)
 
 
 class GELU(nn.Module):
