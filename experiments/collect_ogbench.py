@@ -55,11 +55,12 @@ def collect_ogbench(config: CollectConfig, command: str = "", jobs: int | None =
     if config.out.suffix == ".hdf5":
         raise UsageError(f"OGBench's data are npz files: give --out a folder, or {config.out.with_suffix('.npz')}.")
     path = config.out if config.out.suffix == ".npz" else config.out / f"{config.env}.npz"
+    validation = path.with_name(f"{path.stem}-val.npz")
     training = made.episodes if config.steps is None else -(-config.steps // (made.length - 1))
     episodes = training + max(1, training // VALIDATION)
     sheet = {"name": config.env, "seed": config.seed, "episodes": training, "transitions": training * (made.length - 1)}
     sheet |= {"train_steps": config.train_steps or TRAIN_STEPS} if made.walks else {}
-    if _is_there(path, sheet):
+    if validation.is_file() and _is_there(path, sheet):
         return path
     folder = _shards(path, config)
     shards = [_shard(folder, number) for number in range(episodes)]
@@ -67,7 +68,6 @@ def collect_ogbench(config: CollectConfig, command: str = "", jobs: int | None =
     todo = [number for number in range(episodes) if not zipfile.is_zipfile(shards[number])]
     with stoppable():
         _make(config, folder, todo, walker, min(jobs or available_cores(), max(1, len(todo))))
-    validation = path.with_name(f"{path.stem}-val.npz")
     for place, part in ((path, shards[:training]), (validation, shards[training:])):
         _publish(place, partial(_join, part))
     write_json(path.with_suffix(".json"), {**sheet, **_provenance(path, validation, command)})
