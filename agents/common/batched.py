@@ -97,9 +97,7 @@ class BatchedLayerNorm(nn.Module):
 
 
 def normed(bias: th.Tensor, weight: th.Tensor, eps: float, x: th.Tensor) -> th.Tensor:
-    """Layer norm with scale and shift, batched; of a single network in one call."""
-    if len(weight) == 1:
-        return F.layer_norm(x, x.shape[-1:], weight[0, 0], bias[0, 0], eps)
+    """Layer norm with scale and shift, batched."""
     return th.addcmul(bias, F.layer_norm(x, x.shape[-1:], eps=eps), weight)
 
 
