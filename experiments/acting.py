@@ -66,7 +66,8 @@ def acting(runs: Sequence[Path], ways: Sequence[str], episodes: int, seed: int =
         search: Any = getattr(policy, "search", None)
         for way in ways:
             inference, arguments = WAYS[way]
-            if inference not in getattr(policy, "INFERENCE", ("plain",)) or (way != "plain" and manifest["agent"] == "FQL"):
+            of_one = inference == "best-of-n" and getattr(policy, "n_candidates", 1) == 1  # which is plain
+            if inference not in getattr(policy, "INFERENCE", ("plain",)) or of_one:
                 continue
             if hasattr(policy, "inference"):
                 policy.inference = inference

@@ -18,7 +18,7 @@ import numpy as np
 from .errors import UsageError
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
 from .markdown import table
-from .racing import Contestant, Run, rate_cells, require_known
+from .racing import Contestant, Run, random_data, rate_cells, require_known
 
 OBS, ACT, ROWS, HORIZON = 28, 5, 50_000, 5
 SEEDS = 5
@@ -124,15 +124,7 @@ def contestants(authors: Path | None) -> list[Contestant]:
 
 
 def _data() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    observations = rng.normal(size=(ROWS + 1, OBS)).astype(np.float32)
-    return {
-        "observations": observations[:-1],
-        "next_observations": observations[1:],
-        "actions": rng.uniform(-1.0, 1.0, (ROWS, ACT)).astype(np.float32),
-        "rewards": rng.normal(size=ROWS).astype(np.float32),
-        "terminals": np.zeros(ROWS, bool),
-    }
+    return random_data(ROWS, OBS, ACT)
 
 
 def _ours(cls: Any, size: Size, online: bool = False, policy_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
 from .markdown import spread, table
-from .racing import Contestant, Run, rate_cells, require_known
+from .racing import Contestant, Run, random_data, rate_cells, require_known
 
 OBS, ACT, ROWS = 17, 6, 100_000  # HalfCheetah's sizes
 PAPER: dict[str, Any] = {}
@@ -45,16 +45,7 @@ def contestants(device: Any) -> list[Contestant]:
 
 
 def _data() -> dict[str, np.ndarray]:
-    rng = np.random.default_rng(0)
-    observations = rng.normal(size=(ROWS + 1, OBS)).astype(np.float32)
-    return {
-        "observations": observations[:-1],
-        "next_observations": observations[1:],
-        "actions": rng.uniform(-1.0, 1.0, (ROWS, ACT)).astype(np.float32),
-        "rewards": rng.normal(size=ROWS).astype(np.float32),
-        "costs": (rng.random(ROWS) < 0.2).astype(np.float32),
-        "terminals": np.arange(ROWS) % 1000 == 999,
-    }
+    return random_data(ROWS, OBS, ACT)
 
 
 def _ours(cls: Any, seeds: int, device: Any, **kwargs: Any) -> Callable[[], Run]:

@@ -125,9 +125,14 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
         lines_of_legend = -(-len(handles) // (2 * columns))
         ncols = -(-len(handles) // lines_of_legend)
-        figure.legend(handles=handles, loc="outside lower center", ncols=ncols, frameon=False)
-        picture = BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": None})
+        return _png(figure, handles, ncols)
+
+
+def _png(figure: Figure, handles: Sequence[Line2D], columns: int) -> bytes:
+    """The figure with its legend below, as a PNG that the same figure always gives."""
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    picture = BytesIO()
+    figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
 
 
@@ -165,10 +170,7 @@ def trust_region(rows: Sequence[Row]) -> bytes | None:
                 axis.set_xlabel("steps")
                 axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
-        picture = BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+        return _png(figure, handles, min(len(handles), 4))
 
 
 def distances(rows: Sequence[Row]) -> bytes | None:
@@ -203,10 +205,7 @@ def distances(rows: Sequence[Row]) -> bytes | None:
             axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
         handles.append(Line2D([], [], label="radius", color="0.4", linestyle="--"))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 4), frameon=False)
-        picture = BytesIO()
-        figure.savefig(picture, format="png", metadata={"Software": None})
-    return picture.getvalue()
+        return _png(figure, handles, min(len(handles), 4))
 
 
 def _draw_log(axis: Axes, logs: Sequence[Series], key: str, line: dict[str, Any]) -> None:

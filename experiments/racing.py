@@ -62,3 +62,17 @@ def require_known(names: Iterable[str] | None, groups: Iterable[str]) -> None:
 def rate_cells(rates: np.ndarray, reference: np.ndarray) -> list[str]:
     """The median with its range, and the median of the ratios to another's rates in the same rounds."""
     return [f"{np.median(rates):.4g} [{rates.min():.4g}, {rates.max():.4g}]", f"{np.median(rates / reference):.2f}"]
+
+
+def random_data(rows: int, obs_dim: int, action_dim: int) -> dict[str, np.ndarray]:
+    """A dataset of numbers without meaning in episodes of a thousand steps, a fifth of which cost something."""
+    rng = np.random.default_rng(0)
+    observations = rng.normal(size=(rows + 1, obs_dim)).astype(np.float32)
+    return {
+        "observations": observations[:-1],
+        "next_observations": observations[1:],
+        "actions": rng.uniform(-1.0, 1.0, (rows, action_dim)).astype(np.float32),
+        "rewards": rng.normal(size=rows).astype(np.float32),
+        "costs": (rng.random(rows) < 0.2).astype(np.float32),
+        "terminals": np.arange(rows) % 1000 == 999,
+    }

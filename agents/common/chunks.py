@@ -73,6 +73,8 @@ class ChunkMemory:
     :param rows: chunks that it holds
     :param obs_dim: o
     :param action_dim: d
+    :param horizon: H
+    :param gamma: discount of a single step
     :param n_envs: environments that :meth:`add` takes the steps of
     """
 

@@ -23,7 +23,7 @@ from ..common.offline import Batch, require_at_least
 from ..common.offline_to_online import OfflineToOnlineAgent
 from .search import Search, guided_beam_search
 
-Batch3 = tuple[th.Tensor, th.Tensor, th.Tensor]
+Samples = tuple[th.Tensor, th.Tensor, th.Tensor]  # a_r and v, (S, B, A) each, and the mask (S, B, H)
 DISTILLATIONS = ("mf", "lsd", "psd")
 
 
@@ -36,13 +36,12 @@ def time_pairs(first: th.Tensor, second: th.Tensor, progress: th.Tensor | float)
     return middle - half, middle + half
 
 
-def mean_flow_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th.Tensor, t: th.Tensor) -> th.Tensor:
+def mean_flow_loss(u: FlowNetwork, observations: th.Tensor, data: Samples, r: th.Tensor, t: th.Tensor) -> th.Tensor:
     """``mf``, the Eulerian identity (Eq. 5; MeanFlow): || u(a_r, r, t) - sg[ v + (t - r) d/dr u(a_r + (.) v, r, t) ] ||^2.
 
     The derivative is along (a_r, r, t) -> (v, 1, 0) with the conditional velocity v = a_1 - a_0: the teacher is affine in it,
     so that its mean is the one with the velocity b.
 
-    :param data: a_r, v (S, B, A) each and the mask (S, B, H)
     :return: (S,)
     """
     x, velocity, valid = data
@@ -50,7 +49,7 @@ def mean_flow_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th.
     return masked_mean((value - (velocity + (t - r) * derivative)).square(), valid)
 
 
-def lagrangian_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th.Tensor, t: th.Tensor) -> th.Tensor:
+def lagrangian_loss(u: FlowNetwork, observations: th.Tensor, data: Samples, r: th.Tensor, t: th.Tensor) -> th.Tensor:
     """``lsd`` (Eq. 4): || d/dt X_{r,t}(a_r) - sg[ u_{t,t}(X_{r,t}(a_r)) ] ||^2, (S,).
 
     The released code stops the gradient at the other term, so that u off the diagonal is not trained at all.
@@ -66,7 +65,7 @@ def lagrangian_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th
     return masked_mean((rate - velocity).square(), valid)
 
 
-def progressive_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: th.Tensor, t: th.Tensor) -> th.Tensor:
+def progressive_loss(u: FlowNetwork, observations: th.Tensor, data: Samples, r: th.Tensor, t: th.Tensor) -> th.Tensor:
     """``psd`` (Eq. 6), the semigroup: || u(a_r, r, t) - sg[ g u(a_r, r, w) + (1 - g) u(X_{r,w}(a_r), w, t) ] ||^2, (S,).
 
     w = r + g (t - r) with g uniform.
@@ -81,7 +80,7 @@ def progressive_loss(u: FlowNetwork, observations: th.Tensor, data: Batch3, r: t
 
 
 def diagonal_and_mean_flow_loss(
-    u: FlowNetwork, observations: th.Tensor, diagonal: Batch3, time: th.Tensor, data: Batch3, r: th.Tensor, t: th.Tensor
+    u: FlowNetwork, observations: th.Tensor, diagonal: Samples, time: th.Tensor, data: Samples, r: th.Tensor, t: th.Tensor
 ) -> tuple[th.Tensor, th.Tensor]:
     """Flow matching on the diagonal and :func:`mean_flow_loss` in one pass through the network, (S,) each."""
     x = th.cat([diagonal[0], data[0]], dim=1)

@@ -3,8 +3,8 @@
 Offline a flow map u learns the data's chunks and critics their values (:mod:`.flow_maps`). Online u is fitted to the closed
 form of the best map within a ball around the frozen offline one,
     u*_{r,1}(a_r | s) = u_off(a_r, r, 1, s) + eta g,   g = grad_a Q(s, a) / || grad_a Q(s, a) ||   at a = X^off_{r,1}(a_r | s),
-which maximises the first-order expansion of Q(s, X_{r,1}(a_r)) subject to || u - u_off || <= eta (Theorem 3.2). Acting takes
-one call of the network.
+which maximises the first-order expansion of Q(s, X_{r,1}(a_r)) subject to || u - u_off || <= eta (Theorem 3.2). A sample takes
+one evaluation of the network; by default the best of 32 is played.
 
 The paper's text was not read: equations are those of its released code and of notes of others, and where code and paper are
 known to differ, the code is followed and a parameter gives the paper's form.
