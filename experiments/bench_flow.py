@@ -6,6 +6,7 @@ folder is given.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -67,6 +68,7 @@ def flow(
     """
     import torch as th
 
+    load = os.getloadavg()[0]
     racers = contestants(authors)
     require_known(only, [*(one.group for one in racers), ACTING])
     racers = [one for one in racers if not only or one.group in only]
@@ -77,7 +79,7 @@ def flow(
             one.measure()
     result = {
         "command": command, "hardware": hardware(), "versions": versions(), **git_revision(), "threads": th.get_num_threads(),
-        "rounds": rounds,
+        "rounds": rounds, "load_before": load,
         "contestants": [{"method": o.group, "name": o.name, "agents": o.agents, "updates/s": o.rates} for o in racers],
         "acting": _acting(rounds) if not only or ACTING in only else {},
     }  # fmt: skip
@@ -252,13 +254,13 @@ def _markdown(result: dict[str, Any]) -> str:
         "# Speed of the flow policies",
         "",
         f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores; {result['rounds']} rounds, in one",
-        f"process and in turns; random data with the sizes of cube-single ({OBS} observations, {ACT} actions).",
+        f"process and in turns; load of the machine before it {result['load_before']:.2f}. Random data with the sizes of cube-single ({OBS} observations, {ACT} actions).",
     ]
     if result["contestants"]:
         lines += [
             "",
             f"Updates per second of all agents together on the CPU, {result['threads']} torch threads: medians over rounds,",
-            "ranges in brackets; ratios are medians of those within a round.",
+            "ranges in brackets; ratios are those within a round.",
             "",
             *table(["method", "who", "updates/s", "of the first"], list(_rates(result["contestants"]))),
         ]

@@ -60,8 +60,12 @@ def require_known(names: Iterable[str] | None, groups: Iterable[str]) -> None:
 
 
 def rate_cells(rates: np.ndarray, reference: np.ndarray) -> list[str]:
-    """The median with its range, and the median of the ratios to another's rates in the same rounds."""
-    return [f"{np.median(rates):.4g} [{rates.min():.4g}, {rates.max():.4g}]", f"{np.median(rates / reference):.2f}"]
+    """The median with its range, and that of the ratios to another's rates in the same rounds."""
+    cells = [f"{np.median(rates):.4g} [{rates.min():.4g}, {rates.max():.4g}]"]
+    if np.array_equal(rates, reference):
+        return [*cells, "1"]
+    ratios = rates / reference
+    return [*cells, f"{np.median(ratios):.2f} [{ratios.min():.2f}, {ratios.max():.2f}]"]
 
 
 def random_data(rows: int, obs_dim: int, action_dim: int) -> dict[str, np.ndarray]:
