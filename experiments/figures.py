@@ -282,7 +282,8 @@ def _panel(axis: Axes, env: str, rows: Sequence[Row], lines: dict[str, dict[str,
     if quantity == "return":
         seeds = sorted({len(row.runs) for row in rows})
         count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
-        axis.set_title(env, loc="left", fontsize=11, fontweight="bold")
+        # A long name gets smaller letters, or it would run into the number of seeds.
+        axis.set_title(env, loc="left", fontsize=11 * min(1.0, 31 / len(env)), fontweight="bold")
         axis.set_title(f"{count} seed{'s' * (seeds[-1] > 1)}", loc="right", fontsize=9, color="#7b838c")
 
 
