@@ -253,8 +253,9 @@ def _markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Speed of the flow policies",
         "",
-        f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores; {result['rounds']} rounds, in one",
-        f"process and in turns; load of the machine before it {result['load_before']:.2f}. Random data with the sizes of cube-single ({OBS} observations, {ACT} actions).",
+        f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, whose load was {result['load_before']:.2f} before;",
+        f"{result['rounds']} rounds, in one process and in turns; random data with the sizes of cube-single ({OBS} observations,",
+        f"{ACT} actions).",
     ]
     if result["contestants"]:
         lines += [
