@@ -253,9 +253,9 @@ def _markdown(result: dict[str, Any]) -> str:
     lines = [
         "# Speed of the flow policies",
         "",
-        f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, whose load was {result['load_before']:.2f} before;",
-        f"{result['rounds']} rounds, in one process and in turns; random data with the sizes of cube-single ({OBS} observations,",
-        f"{ACT} actions).",
+        f"`{result['command']}` on {machine['cpu']}, {machine['cores']} cores, whose load was",
+        f"{result['load_before']:.2f} before; {result['rounds']} rounds, in one process and in turns; random data with the",
+        f"sizes of cube-single ({OBS} observations, {ACT} actions).",
     ]
     if result["contestants"]:
         lines += [
