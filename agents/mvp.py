@@ -32,7 +32,7 @@ class MVP(FlowMapAgent):
     :param distillation: as in FMQ; MVP's own is "mf"
     :param warmup: as in FMQ
     :param anneal_end: as in FMQ
-    :param lambda_diagonal: weight of the instantaneous velocity's loss beside that of the mean velocity
+    :param lambda_diagonal: weight online of the instantaneous velocity's loss beside that of the mean velocity
     :param offline_ranking: "mean" or "min" of the critics, in targets and best-of-N
     :param online_ranking: the same online
     :param target_candidates: N of the best-of-N that is bootstrapped from; None: the policy's ``n_candidates``
@@ -98,12 +98,12 @@ class MVP(FlowMapAgent):
             "actor_loss": loss / self.seeds,
             "diagonal_loss": diagonal.mean(),
             f"{self.distillation}_loss": identity.mean(),
-            "trust_region": self._distance(observations, best),
+            "trust_region": self._distance(observations, batch["actions"]),
         }
 
     @th.no_grad()
     def _distance(self, observations: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """Mean || u - u_off || of jumps to the end, as FMQ logs it."""
+        """Mean || u - u_off || of jumps to the end from between noise and the memory's chunks, as FMQ logs it."""
         r = uniform_times(actions)
         x, end = (1.0 - r) * th.randn_like(actions) + r * actions, th.ones_like(r)
         both = (network(observations, x, r, end) for network in (self.policy.actor, self.policy.reference))
