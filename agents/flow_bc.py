@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
-from .common.chunk_policy import ChunkPolicy
+from .common.chunk_policy import ChunkPolicy, with_horizon
 from .common.chunks import chunks_of
 from .common.flow import FlowNetwork, euler_flow, flow_matching_loss
 from .common.offline import Batch, Draw, OfflineAgent, require_at_least
@@ -88,10 +88,10 @@ class FlowBC(OfflineAgent):
         _init_setup_model: bool = True,
     ) -> None:
         require_at_least(1, horizon=horizon)
-        policy_kwargs = {**(policy_kwargs or {}), "horizon": horizon}
         super().__init__(
-            policy, env, learning_rate, batch_size, 0.0, 1.0, seeds, tensorboard_log, policy_kwargs, verbose, seed, device
-        )
+            policy, env, learning_rate, batch_size, 0.0, 1.0, seeds, tensorboard_log, with_horizon(policy_kwargs, horizon),
+            verbose, seed, device,
+        )  # fmt: skip
         self.horizon = horizon
         if _init_setup_model:
             self._setup_model()

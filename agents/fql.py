@@ -137,7 +137,3 @@ class FQL(OfflineToOnlineAgent):
             "distillation_loss": distillation.mean(),
             "actor_q": q.mean(),
         }
-
-    def online_actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """The same, on data and what was collected alike."""
-        return self.offline_actor_loss(batch)

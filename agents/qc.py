@@ -119,7 +119,3 @@ class QC(OfflineToOnlineAgent):
         """E || v(a_t, t, s) - (a_1 - a_0) ||^2 on the valid actions of a chunk."""
         loss = flow_matching_loss(self.policy.flow, batch["observations"], batch["actions"], batch["valid"]).sum()
         return loss, {"actor_loss": loss / self.seeds}
-
-    def online_actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """The same, on data and what was collected alike."""
-        return self.offline_actor_loss(batch)

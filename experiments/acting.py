@@ -85,21 +85,22 @@ def acting(runs: Sequence[Path], ways: Sequence[str], episodes: int, seed: int =
     return scores
 
 
-def markdown(scores: Sequence[Score], episodes: int) -> Iterator[str]:
-    """Tables of success, means over runs with their bootstrap interval: a task a row, all tasks together last."""
-    ways = list(dict.fromkeys((score.agent, score.way) for score in scores))
+def markdown(scores: Sequence[Score], ways: Sequence[str], episodes: int) -> Iterator[str]:
+    """A table of success: an agent and a way a row, a task a column with its bootstrap interval over runs, their mean last."""
+    pairs = list(dict.fromkeys((score.agent, score.way) for score in scores))
     yield "# Ways of acting"
     yield ""
-    yield f"`python -m tether.experiments.acting RUNS --episodes {episodes}`: success of the final policies, means over runs"
-    yield "with 95 % stratified-bootstrap intervals over them; calls of the actor's network for one chunk of actions."
+    yield f"`python -m tether.experiments.acting RUNS --ways {' '.join(ways)} --episodes {episodes}`:"
+    yield "success of the final policies, means over runs with 95 % stratified-bootstrap intervals over them; calls of the"
+    yield "actor's network for one chunk of actions."
     yield ""
     envs = sorted({score.env for score in scores})
     body = []
-    for agent, way in ways:
+    for agent, way in pairs:
         own = [score for score in scores if (score.agent, score.way) == (agent, way)]
         of = [[s.success_rate for s in own if s.env == env] for env in envs]
         cells = [_with_interval(values) if values else "-" for values in of]
-        body.append([agent, way, number(float(np.mean([s.calls for s in own]))), *cells, number(_mean_of(of))])
+        body.append([agent, way, f"{np.mean([s.calls for s in own]):g}", *cells, number(_mean_of(of))])
     yield from table(["agent", "acts by", "calls", *envs, "mean"], body)
 
 
@@ -136,7 +137,7 @@ def main() -> None:
         scores = acting(args.runs, args.ways, args.episodes)
     except UsageError as error:
         sys.exit(str(error))
-    text = "\n".join(markdown(scores, args.episodes)) + "\n"
+    text = "\n".join(markdown(scores, args.ways, args.episodes)) + "\n"
     print(text)
     if args.out is not None:
         args.out.mkdir(parents=True, exist_ok=True)

@@ -60,7 +60,7 @@ def collect_ogbench(config: CollectConfig, command: str = "", jobs: int | None =
     episodes = training + max(1, training // VALIDATION)
     sheet = {"name": config.env, "seed": config.seed, "episodes": training, "transitions": training * (made.length - 1)}
     sheet |= {"train_steps": config.train_steps or TRAIN_STEPS} if made.walks else {}
-    if validation.is_file() and _is_there(path, sheet):
+    if _is_there(path, validation, sheet):
         return path
     folder = _shards(path, config)
     shards = [_shard(folder, number) for number in range(episodes)]
@@ -75,15 +75,17 @@ def collect_ogbench(config: CollectConfig, command: str = "", jobs: int | None =
     return path
 
 
-def _is_there(path: Path, sheet: dict[str, Any]) -> bool:
+def _is_there(path: Path, validation: Path, sheet: dict[str, Any]) -> bool:
     """Whether the very dataset lies there, whole."""
     from tether.envs.datasets.cache import file_sha256
 
     note = path.with_suffix(".json")
-    if not (path.is_file() and note.is_file()):
+    if not (path.is_file() and validation.is_file() and note.is_file()):
         return False
     found = json.loads(note.read_text(encoding="utf-8"))
-    return all(found.get(key) == value for key, value in sheet.items()) and found.get("sha256") == file_sha256(path)
+    parts = {"sha256": path, "validation_sha256": validation}
+    same = all(found.get(key) == value for key, value in sheet.items())
+    return same and all(found.get(key) == file_sha256(part) for key, part in parts.items())
 
 
 def _shards(path: Path, config: CollectConfig) -> Path:

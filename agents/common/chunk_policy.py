@@ -22,6 +22,16 @@ class Plan(NamedTuple):
     played: np.ndarray
 
 
+def with_horizon(policy_kwargs: dict[str, Any] | None, horizon: int) -> dict[str, Any]:
+    """An agent's ``policy_kwargs`` with its horizon.
+
+    :raises ValueError: if they have one themselves
+    """
+    if "horizon" in (policy_kwargs or {}):
+        raise ValueError("The horizon is an argument of the agent, and none of policy_kwargs.")
+    return {**(policy_kwargs or {}), "horizon": horizon}
+
+
 class ChunkPolicy(OfflinePolicy):
     """Base of the policies of action chunks; a subclass adds :meth:`chunk`.
 

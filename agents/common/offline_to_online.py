@@ -16,7 +16,7 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import safe_mean
 
 from .batched import move_towards
-from .chunk_policy import Plan, RankedChunkPolicy
+from .chunk_policy import Plan, RankedChunkPolicy, with_horizon
 from .chunks import ChunkMemory, Transition, chunks_of
 from .finite import check_finite
 from .offline import Batch, Draw, OfflineAgent, require_at_least
@@ -83,7 +83,9 @@ class OfflineToOnlineAgent(OfflineAgent):
         for name, ranking in (("offline_ranking", offline_ranking), ("online_ranking", online_ranking)):
             if ranking not in RANKINGS:
                 raise ValueError(f"{name} is one of {', '.join(RANKINGS)}, not {ranking!r}.")
-        policy_kwargs = {**(policy_kwargs or {}), "horizon": horizon}
+        if "ranking" in (policy_kwargs or {}):
+            raise ValueError("The critics' ranking is no argument of the policy here: give offline_ranking, online_ranking.")
+        policy_kwargs = with_horizon(policy_kwargs, horizon)
         super().__init__(
             policy, env, learning_rate, batch_size, gamma, tau, seeds, tensorboard_log, policy_kwargs, verbose, seed, device
         )
@@ -118,9 +120,10 @@ class OfflineToOnlineAgent(OfflineAgent):
     def offline_actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
         """Of the actor while it learns from a dataset."""
 
-    @abstractmethod
     def online_actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """Of the actor while it learns in its environment."""
+        """Of the actor while it learns in its environment: the same, on data and what was collected alike, unless an agent
+        has another."""
+        return self.offline_actor_loss(batch)
 
     @th.no_grad()
     def td_target(self, batch: Batch) -> th.Tensor:
@@ -169,8 +172,16 @@ class OfflineToOnlineAgent(OfflineAgent):
 
         :raises DataError: if the agent cannot learn from it
         """
-        if not self._data and self._memory is None:
+        if not self._data and not (self._memory is not None and len(self._memory)):
+            self._memory = None
             self._take_data(OfflineData(dataset, self.device))
+
+    def split(self: SelfOfflineToOnlineAgent) -> list[SelfOfflineToOnlineAgent]:
+        """As :meth:`OfflineAgent.split`; each takes the dataset with it into its online phase."""
+        parts = super().split()
+        for part in parts:
+            part._data = self._data
+        return parts
 
     def _forget_data(self) -> None:
         self._graph = None

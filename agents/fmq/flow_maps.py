@@ -8,7 +8,6 @@ map teaches itself by one of three identities. Equations are those of "Aligning 
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, ClassVar
 
 import torch as th
@@ -40,7 +39,7 @@ def mean_flow_loss(u: FlowNetwork, observations: th.Tensor, data: Samples, r: th
     """``mf``, the Eulerian identity (Eq. 5; MeanFlow): || u(a_r, r, t) - sg[ v + (t - r) d/dr u(a_r + (.) v, r, t) ] ||^2.
 
     The derivative is along (a_r, r, t) -> (v, 1, 0) with the conditional velocity v = a_1 - a_0: the teacher is affine in it,
-    so that its mean is the one with the velocity b.
+    so that its mean is the one with the velocity b. Agents take :func:`diagonal_and_mean_flow_loss`, which is faster.
 
     :return: (S,)
     """
@@ -227,7 +226,3 @@ class FlowMapAgent(OfflineToOnlineAgent):
 
     def _freeze_reference(self) -> None:
         self.policy.reference.load_state_dict(self.policy.actor.state_dict())
-
-    @abstractmethod
-    def online_actor_loss(self, batch: Batch) -> tuple[th.Tensor, dict[str, th.Tensor]]:
-        """Of the actor while it learns in its environment."""

@@ -21,8 +21,9 @@ from ..common.batched import frozen
 from ..common.flow import interpolated, masked_mean, uniform_times
 from ..common.offline import Batch, require_at_least
 from .flow_maps import FlowMapAgent, FlowMapPolicy
+from .search import direction
 
-NORM_FLOOR, DISAGREEMENT_FLOOR = 1e-8, 1e-8
+DISAGREEMENT_FLOOR = 1e-8
 
 
 # ---------------------------------------------------------------------- the paper's equations
@@ -36,7 +37,7 @@ def trust_region_target(reference: th.Tensor, gradient: th.Tensor, radius: th.Te
     :param radius: eta, a number or (S, B)
     """
     radius = radius if isinstance(radius, float) else radius.unsqueeze(-1)
-    return reference + radius * gradient / (gradient.norm(dim=-1, keepdim=True) + NORM_FLOOR)
+    return reference + radius * direction(gradient)
 
 
 def adaptive_radius(q: th.Tensor, eta: float, beta: float) -> th.Tensor:
@@ -176,19 +177,25 @@ class FMQ(FlowMapAgent):
         """u*_{r,1}, u_off (S, B, A) and the radius (S, B), all constants.
 
         The gradient is that of the first critic of the ensemble (authors' code), at the clipped action, without the clip's.
+        Where it is that of the map in training, the critics' disagreement is still that at the offline one's (authors' code).
 
         :param u: of the map in training
         """
+
+        def arrival(velocity: th.Tensor) -> th.Tensor:
+            return (x + (1.0 - r) * velocity).clamp(-1.0, 1.0)
+
+        at_reference = self.gradient_at == "reference"
         with th.no_grad():
             u_off = self.policy.reference(observations, x, r, th.ones_like(r))
-            arrived = x + (1.0 - r) * (u_off if self.gradient_at == "reference" else u)
-        at = arrived.clamp(-1.0, 1.0).requires_grad_()
+        at = arrival(u_off if at_reference else u).requires_grad_()
         with frozen(self.policy.critics), th.enable_grad():
             first = self.policy.critics(observations, at, members=slice(0, 1))
         (gradient,) = th.autograd.grad(first.sum(), at)
         radius: th.Tensor = first.new_full(first[:, 0].shape, self.eta)
         if self.beta:
             with th.no_grad():
-                others = self.policy.critics(observations, at, members=slice(1, None))
-            radius = adaptive_radius(th.cat([first.detach(), others], dim=1), self.eta, self.beta)
+                others = self.policy.critics(observations, arrival(u_off), members=slice(1 if at_reference else 0, None))
+            q = th.cat([first.detach(), others], dim=1) if at_reference else others
+            radius = adaptive_radius(q, self.eta, self.beta)
         return trust_region_target(u_off, gradient, radius), u_off, radius

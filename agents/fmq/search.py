@@ -51,10 +51,10 @@ class Search:
         """t' = rho / (1 + rho)."""
         return self.snr / (1.0 + self.snr) if self.snr < float("inf") else 1.0
 
-    @property
-    def calls(self) -> int:
-        """Of the network, for a chunk."""
-        return self.beams * (1 + self.levels * self.branches)
+
+def direction(gradient: th.Tensor) -> th.Tensor:
+    """g / (||g|| + 1e-8), the norm over the whole chunk, (S, B, A)."""
+    return gradient / (gradient.norm(dim=-1, keepdim=True) + NORM_FLOOR)
 
 
 @th.no_grad()
@@ -125,8 +125,7 @@ def _uphill(policy: FlowMapPolicy, observations: th.Tensor, chunks: th.Tensor, s
         at = chunks.clone().requires_grad_()
         q = _pessimistic(policy, observations.clone(), at)
         (gradient,) = th.autograd.grad(q.sum(), at)
-    norm = gradient.norm(dim=-1, keepdim=True) + NORM_FLOOR
-    moved = (chunks + search.step_size * gradient / norm).clamp(-1.0, 1.0)
+    moved = (chunks + search.step_size * direction(gradient)).clamp(-1.0, 1.0)
     if not search.keep_incumbents:
         return moved
     better = _pessimistic(policy, observations, moved) > q.detach()

@@ -88,6 +88,13 @@ def exact_sample(n, seed=0):
     return noise, data, r, t, th.ones(1, n, 1, dtype=th.float64)
 
 
+def test_the_exact_map_is_continuous_at_the_diagonal():
+    """u(x, r, r + h) - u(x, r, r) vanishes with h."""
+    x, r = column(-1.0, 0.3, 2.0), column(0.2, 0.5, 0.7)
+    gaps = [(EXACT(None, x, r, r + h) - EXACT(None, x, r, r)).abs().max().item() for h in (1e-2, 1e-4)]
+    assert 0.0 < gaps[1] < 1.1e-2 * gaps[0] < 1e-2
+
+
 @pytest.mark.parametrize("loss", [mean_flow_loss, lagrangian_loss, progressive_loss])
 def test_the_exact_map_solves_every_identity(loss):
     """With the marginal velocity in the place of a_1 - a_0 nothing is left of any of the three losses."""
@@ -238,6 +245,7 @@ def test_curriculum_follows_the_steps(step, gap):
     agent.policy.steps.fill_(step)
     r, t = agent._times(th.zeros(1, 100_000, 1))
     assert (t - r).mean().item() == pytest.approx(gap, abs=2e-3)
+    assert th.equal(r, t) == (gap == 0.0)
 
 
 # ---------------------------------------------------------------------- the trust region
@@ -261,6 +269,16 @@ def test_target_is_the_best_of_the_ball():
     others = th.randn(10_000, 6, generator=rng, dtype=th.float64)
     others = others / others.norm(dim=1, keepdim=True) * 0.5 * th.rand(10_000, 1, generator=rng, dtype=th.float64) ** (1 / 6)
     assert (target * w).sum() >= ((reference + others) * w).sum(-1).max()
+
+
+def test_the_target_moves_actions_by_what_is_left_of_the_way():
+    """|| X*_{r,1}(x) - X^off_{r,1}(x) || = (1 - r) eta before the clip: all of eta from noise, nothing at the end."""
+    rng = th.Generator().manual_seed(0)
+    reference, gradient, x = th.randn(3, 1, 50, 10, generator=rng, dtype=th.float64)
+    r = th.rand(1, 50, 1, generator=rng, dtype=th.float64)
+    target = trust_region_target(reference, gradient, 0.5)
+    moved = (x + (1.0 - r) * target) - (x + (1.0 - r) * reference)
+    assert th.allclose(moved.norm(dim=-1), 0.5 * (1.0 - r[..., 0]), atol=1e-7)
 
 
 def test_adaptive_radius():
@@ -302,6 +320,62 @@ def test_adaptive_loss_at_the_offline_policy():
     assert ((radius > 0.0) & (radius <= 1.0)).all()
     assert radius.std() > 0.0
     assert loss.item() == pytest.approx((radius.square().mean() / 4).item(), rel=1e-5)
+
+
+def test_loss_with_a_mask():
+    """Then it is sum_b eta_b^2 || g_b's valid entries ||^2 / (B A)."""
+    agent = online_agent(eta=1.0, beta=0.3)
+    batch = online_batch(agent)
+    batch["valid"][:, ::2, 1] = 0.0
+    th.manual_seed(5)
+    loss, _ = agent.online_actor_loss(batch)
+    th.manual_seed(5)
+    r = th.rand(1, 16, 1)
+    x, _ = interpolated(th.randn(1, 16, 4), batch["actions"], r)
+    target, u_off, _ = agent.target_and_radius(batch["observations"], x, r, x)
+    moved = (target - u_off).view(1, 16, 2, 2) * batch["valid"][..., None]
+    assert loss.item() == pytest.approx((moved.square().sum() / (16 * 4)).item(), rel=1e-5)
+
+
+def test_the_gradient_at_the_online_action():
+    """The direction follows the map in training; the radius is still that of the offline map's actions (authors' code)."""
+    agent = online_agent(eta=0.7, beta=0.5, gradient_at="online")
+    observations, x, u = th.randn(1, 6, 3), th.randn(1, 6, 4), th.randn(1, 6, 4)
+    r = th.rand(1, 6, 1)
+    target, u_off, radius = agent.target_and_radius(observations, x, r, u)
+    at = (x + (1.0 - r) * u).clamp(-1.0, 1.0).requires_grad_()
+    (gradient,) = th.autograd.grad(agent.policy.critics(observations, at)[:, 0].sum(), at)
+    with th.no_grad():
+        q = agent.policy.critics(observations, (x + (1.0 - r) * u_off).clamp(-1.0, 1.0))
+    assert th.allclose(radius, adaptive_radius(q, 0.7, 0.5), atol=1e-6)
+    assert th.allclose(target, trust_region_target(u_off, gradient, radius), atol=1e-5)
+
+
+def test_online_weights_of_the_offline_losses():
+    """L_FMQ + lambda_diagonal L_diagonal + lambda_flow_map L_mf, whose noise is drawn after that of L_FMQ."""
+
+    def parts(diagonal, flow_map):
+        agent = online_agent(lambda_diagonal=diagonal, lambda_flow_map=flow_map, warmup=0, anneal_end=1)
+        batch = {name: values[None, :16] for name, values in agent.replay_buffer.arrays.items()}
+        th.manual_seed(5)
+        loss, info = agent.online_actor_loss(batch)
+        return loss.item(), info["guided_loss"].item()
+
+    guided, alone = parts(0.0, 0.0)
+    with_diagonal, with_map, with_both = (parts(*weights)[0] - guided for weights in ((2.0, 0.0), (0.0, 3.0), (4.0, 1.5)))
+    assert guided == pytest.approx(alone)
+    assert min(with_diagonal, with_map) > 0.1
+    assert with_both == pytest.approx(2.0 * with_diagonal + 0.5 * with_map, rel=1e-4)
+
+
+@pytest.mark.parametrize("cls", [FMQ, MVP])
+def test_the_identity_is_learnt_after_the_warm_up(cls):
+    agent = online_agent(cls, warmup=7)
+    for steps, weight in ((0, 0.0), (7, 0.0), (8, 1.0)):
+        agent.policy.steps.fill_(steps)
+        loss, info = agent.offline_actor_loss(online_batch(agent))
+        assert info["mf_loss"] > 0.0
+        assert loss.item() == pytest.approx((info["diagonal_loss"] + weight * info["mf_loss"]).item())
 
 
 def test_nothing_flows_into_critics_and_reference():
@@ -446,7 +520,7 @@ def search_policy(action_dim=2, horizon=2, **search):
 def test_network_calls(beams, levels, branches, calls, denoise):
     policy = search_policy(beams=beams, levels=levels, branches=branches, denoise=denoise)
     policy.predict(np.zeros(3, np.float32))
-    assert policy.network_calls == calls == policy.search.calls
+    assert policy.network_calls == calls
     policy.predict(np.zeros((7, 3), np.float32))
     assert policy.network_calls == 8 * calls
 
@@ -504,6 +578,14 @@ def test_without_noise_and_steps_it_is_the_best_of_the_beams(search):
     assert th.allclose(seeded(policy, observations, search), expected, atol=1e-6)
 
 
+def test_what_is_found_lies_in_the_box():
+    policy, observations = search_policy(), th.randn(1, 40, 3)
+    for parameter in policy.actor.parameters():
+        parameter.data.mul_(3.0)
+    chunks = seeded(policy, observations, Search(levels=2, step_size=2.0))
+    assert chunks.abs().max() == 1.0
+
+
 @pytest.mark.parametrize("levels", [1, 3])
 def test_incumbents_make_it_monotone(levels):
     policy, observations = search_policy(), th.randn(1, 40, 3)
@@ -527,6 +609,7 @@ def test_without_them_it_is_not_monotone(monkeypatch):
     policy.critics = Quadratic()
     monkeypatch.setattr(policy, "sample", lambda _, noise: 0.1 * noise)
     chunks = seeded(policy, observations, Search(branches=16))
+    assert chunks.abs().max() <= 1.0
     best = q_min(policy, *initial(policy, observations, 4)).view(1, 50, -1).amax(-1)
     assert (q_min(policy, observations, chunks) < best).float().mean() > 0.9
 
@@ -571,6 +654,19 @@ def test_mvp_imitates_the_best_of_its_own_samples(monkeypatch):
     assert seen[0][2].min() == 1.0
     assert loss.item() == pytest.approx((info["mf_loss"] + info["diagonal_loss"]).item())
     assert info["trust_region"].item() == 0.0
+
+
+def test_the_distances_of_mvp_and_fmq_are_measured_alike():
+    """Between noise and the memory's chunks: both agents with the same weights log the same, up to their noise."""
+    logged = []
+    for cls in (FMQ, MVP):
+        agent = online_agent(cls)
+        th.manual_seed(2)
+        for parameter in agent.policy.actor.parameters():
+            parameter.data.add_(0.05 * th.randn_like(parameter))
+        batch = {name: values[None, :1].expand(1, 20_000, *values.shape[1:]) for name, values in agent._memory.arrays.items()}
+        logged.append(agent.online_actor_loss(batch)[1]["trust_region"].item())
+    assert logged[0] == pytest.approx(logged[1], rel=0.01)
 
 
 def test_offline_phases_of_fmq_and_mvp_are_the_same():

@@ -74,6 +74,7 @@ def test_save_and_load(subject, tmp_path):
     assert loaded.policy.ranking == loaded.online_ranking
     with pytest.raises(ValueError, match="has begun to learn online"):
         loaded.learn_offline(pendulum_dataset(), 1)
+    assert len(loaded.replay_buffer) == 0
     loaded.fill_replay(pendulum_dataset())
     loaded.learn(6, reset_num_timesteps=False)
     assert loaded.num_timesteps == 18
@@ -212,7 +213,17 @@ def test_errors_in_words(subject):
     together = subject.make(env=pendulum(), seeds=2).learn_offline(pendulum_dataset(), 1)
     with pytest.raises(ValueError, match=r"agent.split\(\) gives them one by one"):
         together.learn(5)
-    together.split()[0].learn(5)
+    for word in ("ranking", "horizon"):
+        with pytest.raises(ValueError, match=word):
+            subject.make(policy_kwargs={word: "min"})
+
+
+@each
+def test_agents_that_learnt_side_by_side_take_the_dataset_online(subject):
+    together = subject.make(env=pendulum(), seeds=2).learn_offline(pendulum_dataset(), 1)
+    for agent in together.split():
+        agent.learn(6)
+        assert len(agent.replay_buffer) == 400 + 6 - agent.horizon + 1
 
 
 def test_numbers_that_are_not_finite():

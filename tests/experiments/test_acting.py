@@ -92,10 +92,11 @@ def test_the_command(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_table() -> None:
     scores = [Score("A-v0", "FMQ", "plain", seed, rate, -1.0, 1.0) for seed, rate in enumerate((0.2, 0.4, 0.6))]
     scores += [Score("B-v0", "FMQ", "plain", 0, 1.0, -1.0, 1.0), Score("A-v0", "QC", "plain", 0, 0.5, -1.0, 10.0)]
-    lines = list(markdown(scores, 50))
+    lines = list(markdown(scores, ["plain"], 50))
     first, second = ([cell.strip() for cell in line.split("|")][1:-1] for line in lines[-2:])
     assert first == ["FMQ", "plain", "1", "0.40 [0.20, 0.60]", "1.00", "0.7"]
-    assert second == ["QC", "plain", "10.0", "0.50", "-", "-"]
+    assert "--ways plain --episodes 50`" in "".join(lines)
+    assert second == ["QC", "plain", "10", "0.50", "-", "-"]
 
 
 def test_refusals(runs: Path) -> None:

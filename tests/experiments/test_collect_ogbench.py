@@ -19,6 +19,7 @@ import pytest
 
 from tether.envs import load_dataset
 from tether.envs.datasets import ogbench_make
+from tether.envs.datasets.cache import file_sha256
 from tether.experiments import cli, collect_ogbench, walker
 from tether.experiments.collect import CollectConfig
 from tether.experiments.errors import UsageError
@@ -144,9 +145,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(collect_ogbench, "_make", None)
         assert cli.main(words) == 0
-    path.write_bytes(b"damaged")
-    assert cli.main(words) == 0
-    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == sheet["sha256"]
+    for part in (path, tmp_path / f"{NAME}-val.npz"):
+        part.write_bytes(b"damaged")
+        assert cli.main(words) == 0
+        assert file_sha256(path) == sheet["sha256"]
+        assert file_sha256(tmp_path / f"{NAME}-val.npz") == sheet["validation_sha256"]
 
 
 def test_refusals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
