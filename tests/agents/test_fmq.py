@@ -497,12 +497,12 @@ def test_gaussian_bandit():
         agent.actor_optimizer.zero_grad()
         loss.backward()
         agent.actor_optimizer.step()
-    assert loss.item() < 1e-4
+    assert loss.item() < 1e-5
     with th.no_grad():
         after = agent.policy.sample(s, noise)
         assert (agent.policy.velocity(s, noise, 0.6, 1.0) - middle).mean().item() == pytest.approx(0.5, abs=0.02)
         assert (agent.policy.velocity(s, noise, 0.6, 0.6) - diagonal).mean().item() > 0.2  # untrained, it drifts
-    assert (after.mean() - before.mean()).item() == pytest.approx(0.5, abs=0.02)
+    assert (after.mean() - before.mean()).item() == pytest.approx(0.5, abs=0.01)
     assert after.std().item() == pytest.approx(before.std().item(), abs=0.02)
 
 
