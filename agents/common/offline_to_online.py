@@ -172,7 +172,7 @@ class OfflineToOnlineAgent(OfflineAgent):
 
         :raises DataError: if the agent cannot learn from it
         """
-        if not self._data and not (self._memory is not None and len(self._memory)):
+        if not self._data and not self._memory:  # none, or an empty one
             self._memory = None
             self._take_data(OfflineData(dataset, self.device))
 
