@@ -17,6 +17,7 @@ from .fisor import FISOR
 from .flow_bc import FlowBC
 from .fmq import FMQ
 from .fql import FQL
+from .girl import GIRL
 from .hyper_ddqn import HyperDDQN
 from .hyper_ppo import HyperPPO
 from .iql import IQL
@@ -38,6 +39,7 @@ __all__ = [
     "FISOR",
     "FMQ",
     "FQL",
+    "GIRL",
     "IQL",
     "MDPO",
     "MVP",

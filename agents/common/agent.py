@@ -172,17 +172,24 @@ class Agent(BaseAlgorithm):
         return result
 
     def _step(
-        self, optimizer: th.optim.Optimizer, loss: th.Tensor, terms: dict[str, th.Tensor], batch: Mapping[str, Any]
+        self,
+        optimizer: th.optim.Optimizer,
+        loss: th.Tensor,
+        terms: dict[str, th.Tensor],
+        batch: Mapping[str, Any],
+        max_grad_norm: float | None = None,
     ) -> None:
         """One step down the gradient of ``loss``, if both are finite.
 
         :param terms: of the loss, and ``batch``, what it was computed on: for the finite guard
+        :param max_grad_norm: the gradient is clipped to this norm; None: it is not
         :raises NonFiniteError: naming the term or the parameter; the weights are those before the step
         """
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = th.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = th.nn.utils.get_total_norm(gradients)
         if self.device.type == "cpu" or not optimizer.defaults.get("fused"):
             own = {id(p) for p in parameters}
             named = ((name, p) for name, p in self.policy.named_parameters() if id(p) in own)
@@ -192,6 +199,8 @@ class Agent(BaseAlgorithm):
             if optimizer not in guards:
                 guards[optimizer] = DeviceGuard(optimizer, self.device)
             guards[optimizer].look(loss, norm)
+        if max_grad_norm is not None:
+            th._foreach_mul_(gradients, (max_grad_norm / (norm + 1e-6)).clamp_(max=1.0))
         optimizer.step()
 
     def _ask_guards(self) -> None:

@@ -102,6 +102,14 @@ class TwoHot(CategoricalValue):
         t = targets.clamp(self.low, self.high).unsqueeze(-1)
         return (1.0 - (t - self.values.to(targets.dtype)).abs() / self.width).clamp(min=0.0)
 
+    def log_prob(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """sum_i p_i(t) log softmax_i, (...), from the two hot bins alone; outputs (..., n_bins), targets (...)."""
+        place = (targets.clamp(self.low, self.high) - self.low) / self.width
+        below = place.floor().clamp(max=self.outputs - 2)
+        bins = th.stack((below, below + 1.0), -1).long()
+        low, high = outputs.gather(-1, bins).unbind(-1)
+        return low.lerp(high, place - below) - outputs.logsumexp(-1)
+
 
 VALUE_LOSSES = ("hl_gauss", "two_hot", "mse")
 

@@ -1,0 +1,116 @@
+"""The actor, what imagination is worth to it, and the scale of returns (DreamerV3; the digests tell no deviation)."""
+
+from __future__ import annotations
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from .networks import MLP
+
+UNIMIX = 0.01
+
+
+class Actor(nn.Module):
+    """Actions in [-1, 1]^A from a Gaussian with mean tanh(m) and std in [0.1, 1], or one of A in one-hot form.
+
+    :param features: width of [z, h]
+    :param action_dim: A
+    :param discrete: choose one of A
+    """
+
+    def __init__(self, features: int, action_dim: int, layers: int, units: int, discrete: bool) -> None:
+        super().__init__()
+        self.discrete, self.action_dim = discrete, action_dim
+        self.network = MLP(features, layers, units, action_dim if discrete else 2 * action_dim)
+
+    def noise(self, *shape: int, device: th.device) -> th.Tensor:
+        """What :meth:`sample` needs, (*shape, A)."""
+        if self.discrete:
+            return th.empty(*shape, self.action_dim, device=device).exponential_().log_().neg_()
+        return th.randn(*shape, self.action_dim, device=device)
+
+    def describe(self, features: th.Tensor) -> th.Tensor:
+        """Log-probabilities (..., A), 1 % of them uniform, or mean and std (..., 2, A)."""
+        raw = self.network(features).float()
+        if self.discrete:
+            return (F.softmax(raw, -1) * (1.0 - UNIMIX) + UNIMIX / self.action_dim).log()
+        mean, scale = raw.chunk(2, -1)
+        return th.stack((mean.tanh(), 0.9 * (scale + 2.0).sigmoid() + 0.1), -2)
+
+    def sample(self, description: th.Tensor, noise: th.Tensor) -> th.Tensor:
+        """An action; one outside of the box is scaled back, with the gradient it had."""
+        if self.discrete:
+            scores = description + noise
+            return th.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+        mean, std = description.unbind(-2)
+        action = mean + std * noise
+        return action * (1.0 / action.abs().clamp(min=1.0)).detach()
+
+    def mode(self, description: th.Tensor) -> th.Tensor:
+        """The likeliest action."""
+        if self.discrete:
+            return F.one_hot(description.argmax(-1), self.action_dim).float()
+        return description[..., 0, :]
+
+    def entropy(self, description: th.Tensor) -> th.Tensor:
+        """In nats, (...); of the Gaussian before it is scaled back."""
+        if self.discrete:
+            return -(description.exp() * description).sum(-1)
+        return (description[..., 1, :].log() + 0.5 * (1.0 + th.log(th.tensor(2.0 * th.pi)))).sum(-1)
+
+    def log_prob(self, description: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        """Of actions (..., A), (...)."""
+        if self.discrete:
+            return (description * actions).sum(-1)
+        mean, std = description.unbind(-2)
+        return th.distributions.Normal(mean, std).log_prob(actions).sum(-1)
+
+
+def lambda_returns(rewards: th.Tensor, discounts: th.Tensor, values: th.Tensor, lam: float) -> th.Tensor:
+    """R_i = rho_{i+1} + d_{i+1} [ (1 - lambda) v_{i+1} + lambda R_{i+1} ] for i = 0..H-1, R_H = v_H.
+
+    :param rewards: rho_0..rho_H, on arriving at states s_0..s_H (H + 1, ...); rho_0 does not count
+    :param discounts: d_0..d_H, gamma times the chance to go on
+    :param values: v_0..v_H
+    :return: (H, ...)
+    """
+    inputs = rewards[1:] + discounts[1:] * (1.0 - lam) * values[1:]
+    last, returns = values[-1], []
+    for i in reversed(range(inputs.shape[0])):
+        last = inputs[i] + discounts[i + 1] * lam * last
+        returns.append(last)
+    return th.stack(returns[::-1])
+
+
+def weights_of(discounts: th.Tensor) -> th.Tensor:
+    """prod_{j<i} d_j, the chance and worth of ever being at s_i: 1 at s_0; (H, ...) of (H + 1, ...), detached."""
+    return th.cat((th.ones_like(discounts[:1]), discounts[:-2])).cumprod(0).detach()
+
+
+class ReturnScale(nn.Module):
+    """Moving averages of the 5th and 95th percentile of the returns; they are divided by their distance, but not by less
+    than 1."""
+
+    percentiles: th.Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("percentiles", th.zeros(2))
+
+    @th.no_grad()
+    def update(self, returns: th.Tensor) -> None:
+        """Take in a batch of returns."""
+        flat = returns.float().flatten()
+        # Sorted and interpolated as in th.quantile, which refuses more than 16 million numbers.
+        ordered, place = flat.sort().values, (flat.numel() - 1) * th.tensor([0.05, 0.95], device=flat.device)
+        low = place.floor().long()
+        high = (low + 1).clamp(max=flat.numel() - 1)
+        now = ordered[low].lerp(ordered[high], place - low)
+        self.percentiles.lerp_(now, 1.0 - self.decay)
+
+    @property
+    def scale(self) -> th.Tensor:
+        """S = max(1, P95 - P5)."""
+        return (self.percentiles[1] - self.percentiles[0]).clamp(min=1.0)

@@ -1,0 +1,567 @@
+"""GIRL: imagination that knows its drift (arXiv 2604.07426), on a DreamerV3 world model.
+
+Only the paper's abstract and digests of its body could be read. Verified by digests: a frozen embedding enters the prior
+through a gated residual; a consistency loss of weight 0.1; beta as the dual variable of a bound on the drift KL(q || p);
+the bound's start (mean drift of the first 10^4 steps), and that information gain raises it and performance loss lowers
+it; an ensemble of 5; the masked state autoencoder for vectors. The formulas of all these complete it and are not
+verified; each docstring says so. The world model and the behaviour are those of NM512/dreamerv3-torch, and
+``grounding=None, trust_region=False, ensemble_members=0`` is that DreamerV3.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+
+from ..common.acceleration import CapturedCall
+from ..common.finite import check_finite_info
+from ..common.meter import Meter
+from ..common.off_policy import OffPolicyAgent
+from ..common.offline import require_at_least
+from ..common.threads import threads_for, use_threads
+from .behaviour import lambda_returns, weights_of
+from .grounding import shifted
+from .masked_autoencoder import WINDOW
+from .networks import bernoulli_loss, joined, symlog
+from .policy import Belief, GIRLPolicy
+from .replay import Batch, SequenceReplay
+from .rssm import Filtered, State
+
+DYNAMICS, REPRESENTATION = 0.5, 0.1  # weights of the two halves of the balanced KL (NM512)
+FREE_NATS = 1.0
+INDICES = ("causal", "literal")
+BEHAVIOUR = ("actor_optimizer", "critic_optimizer")
+NEWEST = 1000  # steps that the performance loss looks at
+ENCODER_BATCH = 64  # windows per update of the masked autoencoder
+EMBED_AT_ONCE = 2048
+
+Info = dict[str, th.Tensor]
+
+
+class Imagined(NamedTuple):
+    """An imagined rollout: states s_0..s_H (H + 1, N, ...), actions a_0..a_{H-1} and what the actor said of them."""
+
+    states: State
+    actions: th.Tensor
+    descriptions: th.Tensor
+
+
+class GIRL(OffPolicyAgent):
+    """A DreamerV3 world model with grounding, an adaptive trust region on its drift, and the agent that learns inside it.
+
+    :param policy: MlpPolicy, CnnPolicy or MultiInputPolicy; what the world model sees follows from the space
+    :param env: environment, vector environment or registered id; Box or Discrete actions
+    :param learning_rate: of the world model and the ensemble
+    :param behaviour_learning_rate: of actor and critic
+    :param buffer_size: rows of the replay memory
+    :param learning_starts: uniformly random env steps before the first update
+    :param pretrain_updates: updates at once after these
+    :param batch_size: B, sequences per update
+    :param batch_length: T, steps of a sequence
+    :param train_ratio: replayed steps per env step: an update follows every B T / train_ratio of these
+    :param horizon: H, imagined steps
+    :param gamma: discount
+    :param lambda_: of the returns
+    :param entropy_coef: weight of the actor's entropy
+    :param slow_critic_fraction: how far the slow critic follows the critic at an update
+    :param grounding: "masked-autoencoder" (vectors), or None
+    :param grounding_index: "causal": the prior of z_t sees c_{t-1}; "literal": it sees c_t, which is made of o_t, so that
+        the KL falls without better dynamics
+    :param consistency_coef: mu, weight of the consistency loss (digest: 0.1)
+    :param encoder_updates: of the masked autoencoder's warm start
+    :param trust_region: False: beta stays 1
+    :param warmup_steps: env steps whose mean drift is delta_0, and before which beta is 1 (digest: 10^4)
+    :param radius_interval: updates between two looks at information gain and performance loss
+    :param beta_step_size: eta of the dual ascent
+    :param tau_eig: how far the radius rises with the information gain
+    :param tau_rpl: how far it falls with the performance loss
+    :param ensemble_members: K; 0: no ensemble, and no part of the radius that follows it
+    :param ensemble_interval: updates between two of the ensemble
+    :param model_grad_norm: the world model's gradient is clipped to this norm
+    :param behaviour_grad_norm: the same of actor and critic
+    :param stats_window_size: episodes that ``rollout/ep_rew_mean`` averages
+    :param tensorboard_log: folder of TensorBoard logs
+    :param policy_kwargs: arguments of :class:`GIRLPolicy`
+    :param verbose: 0 silent, 1 info, 2 debug
+    :param seed: of everything random
+    :param device: "auto" is the GPU where there is one
+    :param _init_setup_model: build the networks at once
+    :raises ValueError: for an argument outside its range, in one sentence
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": GIRLPolicy, "CnnPolicy": GIRLPolicy, "MultiInputPolicy": GIRLPolicy,
+    }  # fmt: skip
+    policy: GIRLPolicy
+    replay_buffer: SequenceReplay
+
+    def __init__(
+        self,
+        policy: str | type[GIRLPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 1e-4,
+        behaviour_learning_rate: float | Schedule = 3e-5,
+        buffer_size: int = 1_000_000,
+        learning_starts: int = 2500,
+        pretrain_updates: int = 100,
+        batch_size: int = 16,
+        batch_length: int = 64,
+        train_ratio: float = 512.0,
+        horizon: int = 15,
+        gamma: float = 0.997,
+        lambda_: float = 0.95,
+        entropy_coef: float = 3e-4,
+        slow_critic_fraction: float = 0.02,
+        grounding: str | None = "masked-autoencoder",
+        grounding_index: str = "causal",
+        consistency_coef: float = 0.1,
+        encoder_updates: int = 2000,
+        trust_region: bool = True,
+        warmup_steps: int = 10_000,
+        radius_interval: int = 100,
+        beta_step_size: float = 1e-3,
+        tau_eig: float = 0.1,
+        tau_rpl: float = 0.5,
+        ensemble_members: int = 5,
+        ensemble_interval: int = 1,
+        model_grad_norm: float = 1000.0,
+        behaviour_grad_norm: float = 100.0,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+    ) -> None:
+        require_at_least(1, batch_size=batch_size, horizon=horizon, ensemble_interval=ensemble_interval)
+        require_at_least(1, radius_interval=radius_interval)
+        require_at_least(2, batch_length=batch_length)
+        require_at_least(0, pretrain_updates=pretrain_updates, warmup_steps=warmup_steps, ensemble_members=ensemble_members)
+        if not train_ratio > 0.0:
+            raise ValueError(f"train_ratio is replayed steps per env step, above 0, not {train_ratio}.")
+        if grounding_index not in INDICES:
+            raise ValueError(f"grounding_index is one of {', '.join(INDICES)}, not {grounding_index!r}.")
+        if grounding not in (None, "masked-autoencoder"):
+            raise ValueError(f"grounding is 'masked-autoencoder' or None, not {grounding!r}.")
+        super().__init__(
+            policy, env, learning_rate, buffer_size, learning_starts, batch_size, gamma=gamma, train_freq=1,
+            gradient_steps=1, replay_buffer_class=SequenceReplay, policy_kwargs=policy_kwargs,
+            stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose, seed=seed, device=device,
+            support_multi_env=True, sde_support=False, supported_action_spaces=(spaces.Box, spaces.Discrete),
+        )  # fmt: skip
+        for name in ("grounding", "ensemble_members"):
+            if name in (policy_kwargs or {}):
+                raise ValueError(f"{name} is an argument of the agent, and none of policy_kwargs.")
+        self.behaviour_learning_rate = behaviour_learning_rate
+        self.pretrain_updates, self.batch_length, self.train_ratio = pretrain_updates, batch_length, train_ratio
+        self.horizon, self.lambda_, self.entropy_coef = horizon, lambda_, entropy_coef
+        self.slow_critic_fraction = slow_critic_fraction
+        self.grounding, self.grounding_index, self.consistency_coef = grounding, grounding_index, consistency_coef
+        self.encoder_updates, self.trust_region, self.warmup_steps = encoder_updates, trust_region, warmup_steps
+        self.radius_interval, self.beta_step_size = radius_interval, beta_step_size
+        self.tau_eig, self.tau_rpl = tau_eig, tau_rpl
+        self.ensemble_members, self.ensemble_interval = ensemble_members, ensemble_interval
+        self.model_grad_norm, self.behaviour_grad_norm = model_grad_norm, behaviour_grad_norm
+        self._debt = 0.0  # updates that are due
+        self._warm = False  # whether delta_0 is set
+        self._belief: Belief | None = None
+        self._meter = Meter()
+        self._graphs: dict[bool, CapturedCall] = {}
+        if _init_setup_model:
+            self._setup_model()
+
+    def _setup_model(self) -> None:
+        discrete = isinstance(self.action_space, spaces.Discrete)
+        action_dim = int(self.action_space.n) if discrete else spaces.flatdim(self.action_space)  # type: ignore[attr-defined]
+        self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": 128 if self.grounding else 0}
+        own = self.policy_kwargs
+        self.policy_kwargs = {**own, "grounding": self.grounding, "ensemble_members": self.ensemble_members}
+        super()._setup_model()
+        self.policy_kwargs = own
+        region = self.policy.trust_region
+        region.step_size, region.tau_eig, region.tau_rpl = self.beta_step_size, self.tau_eig, self.tau_rpl
+        self._behaviour_schedule = FloatSchedule(self.behaviour_learning_rate)
+        rate, behaviour_rate = self.lr_schedule(1.0), self._behaviour_schedule(1.0)
+        self.model_optimizer = self._adam(self.policy.model_parameters(), rate, 1e-8)
+        self.actor_optimizer = self._adam(self.policy.actor.parameters(), behaviour_rate, 1e-5)
+        self.critic_optimizer = self._adam(self.policy.critic.parameters(), behaviour_rate, 1e-5)
+        if self.policy.ensemble is not None:
+            self.ensemble_optimizer = self._adam(self.policy.ensemble.parameters(), rate, 1e-8)
+
+    @staticmethod
+    def _adam(parameters: Iterable[th.nn.Parameter], rate: float, eps: float) -> th.optim.Adam:
+        return th.optim.Adam(list(parameters), lr=rate, eps=eps, fused=True)
+
+    # ------------------------------------------------------------------ the world model
+
+    def signal(self, batch: Batch) -> th.Tensor | None:
+        """The grounding vectors c_t (T, B, dim) of a batch, 0 before grounding starts; None without grounding."""
+        grounding = self.policy.grounding
+        return None if grounding is None else grounding.signal(batch["embeddings"]) * self.policy.grounded
+
+    def conditions(self, c: th.Tensor | None, first: th.Tensor) -> th.Tensor | None:
+        """What of the signal the prior of z_t sees: c_{t-1}, or c_t in literal mode."""
+        return c if c is None or self.grounding_index == "literal" else shifted(c, first)
+
+    def observe(self, batch: Batch) -> Filtered:
+        """Filter a batch of sequences."""
+        embeddings = self.policy.encoder(batch["observations"])
+        noise = self.policy.latent.noise(*batch["first"].shape, device=embeddings.device)
+        return self.policy.rssm.observe(embeddings, batch["actions"], batch["first"], noise)
+
+    def kl_loss(self, posterior: th.Tensor, prior: th.Tensor) -> tuple[th.Tensor, Info]:
+        """mean( 0.5 max(free, KL(sg q || p)) + 0.1 max(free, KL(q || sg p)) ), the maximum of each element (NM512).
+
+        free is 1 nat; in the trust region min(1, delta / 2), since a KL below it has no gradient (proposal).
+
+        :return: the loss, and the drift, which is the mean of the KL without the maximum
+        """
+        latent = self.policy.latent
+        free = self.policy.trust_region.free_nats if self.trust_region else th.tensor(FREE_NATS, device=self.device)
+        dynamics = latent.kl(posterior.detach(), prior)
+        representation = latent.kl(posterior, prior.detach())
+        loss = (DYNAMICS * dynamics.maximum(free) + REPRESENTATION * representation.maximum(free)).mean()
+        return loss, {"trust_region": dynamics.detach().mean()}
+
+    def model_loss(self, batch: Batch) -> tuple[th.Tensor, Info, Filtered]:
+        """L = -log p(o|s) - log p(r|s) - log p(g|s) + beta KL + mu L_cm, means over the batch.
+
+        The first three and the KL are NM512's; beta and mu from digests of the paper.
+        """
+        policy = self.policy
+        filtered = self.observe(batch)
+        c = self.signal(batch)
+        prior = policy.prior(filtered.states.h, self.conditions(c, batch["first"]))
+        features = filtered.states.features
+        terms = {
+            "decoder_loss": policy.decoder.loss(features, batch["observations"]).mean(),
+            "reward_loss": -policy.two_hot.log_prob(policy.reward(features), batch["rewards"]).mean(),
+            "continue_loss": bernoulli_loss(policy.going_on(features).squeeze(-1), 1.0 - batch["terminals"]).mean(),
+        }
+        kl, info = self.kl_loss(filtered.posterior, prior)
+        beta = policy.trust_region.beta if self.trust_region else 1.0
+        loss = sum(terms.values()) + beta * kl
+        info |= terms | {"kl_loss": kl}
+        if c is not None and policy.grounding is not None:
+            consistency = policy.grounding.consistency_loss(filtered.states.z, c).mean() * policy.grounded
+            loss, info = loss + self.consistency_coef * consistency, info | {"consistency_loss": consistency}
+        return loss, info, filtered
+
+    def transitions(self, batch: Batch, filtered: Filtered) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
+        """What the ensemble learns from: [z_t, h_t, a_t], the posterior at t + 1, and whether that is of the same episode;
+        ((T - 1) B, ...) each, detached."""
+        inputs = th.cat((filtered.states.features[:-1], batch["actions"][1:]), -1).detach().flatten(0, 1)
+        return inputs, filtered.posterior[1:].detach().flatten(0, 1), (~batch["first"][1:]).float().flatten()
+
+    # ------------------------------------------------------------------ the trust region
+
+    def _refresh_radius(self) -> None:
+        """Look at the expected information gain and at the performance loss, and set delta (proposal).
+
+        D_new is the mean drift on the latest 1,000 steps, filtered with the present weights.
+        """
+        policy, region = self.policy, self.policy.trust_region
+        newest = self.replay_buffer.newest(NEWEST, self.batch_length)
+        if newest is None:
+            return
+        with th.no_grad():
+            rpl = region.relative_loss(self.drift_of(self._normalized(newest)))
+            eig = th.zeros_like(rpl)
+            if policy.ensemble is not None:
+                batch = self._draw()
+                inputs, _, weight = self.transitions(batch, self.observe(batch))
+                eig = policy.ensemble.information_gain(inputs, weight)
+            region.set_radius(eig, rpl)
+        self._meter.add({"information_gain": eig, "performance_loss": rpl})
+
+    def drift_of(self, batch: Batch) -> th.Tensor:
+        """Mean KL(q || p) of a batch of sequences."""
+        filtered = self.observe(batch)
+        prior = self.policy.prior(filtered.states.h, self.conditions(self.signal(batch), batch["first"]))
+        return self.policy.latent.kl(filtered.posterior, prior).mean()
+
+    # ------------------------------------------------------------------ behaviour
+
+    def imagine(self, start: State) -> Imagined:
+        """H steps of the prior from states (N, ...), with actions of the actor, which sees them without a gradient; the
+        prior is conditioned on c_hat = f_psi(z), never on what was observed."""
+        policy, state, states = self.policy, start, [start]
+        n, device = len(start.h), start.h.device
+        z_noise = policy.latent.noise(self.horizon, n, device=device)
+        action_noise = policy.actor.noise(self.horizon, n, device=device)
+        actions, descriptions = [], []
+        for i in range(self.horizon):
+            descriptions.append(policy.actor.describe(state.features.detach()))
+            actions.append(policy.actor.sample(descriptions[-1], action_noise[i]))
+            h = policy.rssm.advance(state, policy.rssm.pushed(actions[-1]))
+            state = State(h, policy.latent.sample(policy.prior(h, policy.predicted_signal(state.z)), z_noise[i]))
+            states.append(state)
+        whole = State(th.stack([s.h for s in states]), th.stack([s.z for s in states]))
+        return Imagined(whole, th.stack(actions), th.stack(descriptions))
+
+    def actor_loss(self, imagined: Imagined) -> tuple[th.Tensor, Info, th.Tensor, th.Tensor]:
+        """-mean( w_i (R_i - v_i) / S ) - eta mean( H[pi(s_i)] ), i = 0..H-1; for Discrete actions
+        -mean( w_i log pi(a_i|s_i) sg((R_i - v_i) / S) ) in the place of the first.
+
+        The gradient of the former goes through the imagined dynamics (NM512); reward, continue head and critic stay fixed.
+        NM512 leaves out S where it uses the score function; here it scales both.
+
+        :return: loss, terms, the returns R (H, N) and the weights w (H, N), both constant
+        """
+        policy, features = self.policy, imagined.states.features
+        rewards = policy.two_hot.mean(policy.reward(features))
+        discounts = self.gamma * policy.going_on(features).squeeze(-1).float().sigmoid()
+        values = policy.two_hot.mean(policy.critic(features))
+        returns = lambda_returns(rewards, discounts, values, self.lambda_)
+        policy.return_scale.update(returns)
+        advantages = (returns - values[:-1]) / policy.return_scale.scale
+        weights = weights_of(discounts)
+        gain = advantages
+        if policy.discrete:
+            gain = policy.actor.log_prob(imagined.descriptions, imagined.actions) * advantages.detach()
+        entropy = policy.actor.entropy(imagined.descriptions).mean()
+        loss = -(weights * gain).mean() - self.entropy_coef * entropy
+        info = {
+            "actor_loss": loss, "entropy": entropy, "imagined_reward": rewards[1:].mean(),
+            "imagined_return": returns.mean(), "return_scale": policy.return_scale.scale,
+        }  # fmt: skip
+        return loss, info, returns.detach(), weights
+
+    def critic_loss(self, features: th.Tensor, returns: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, Info]:
+        """mean( w_i [ -log p(R_i | s_i) - log p(sg slow critic's mean | s_i) ] ).
+
+        :param features: [z, h] of s_0..s_{H-1} (H, N, ...), constant
+        """
+        policy = self.policy
+        outputs = policy.critic(features)
+        with th.no_grad():
+            slow = policy.two_hot.mean(policy.slow_critic(features))
+        log_prob = policy.two_hot.log_prob(outputs, returns) + policy.two_hot.log_prob(outputs, slow)
+        loss = -(weights * log_prob).mean()
+        return loss, {"critic_loss": loss, "value": slow.mean()}
+
+    # ------------------------------------------------------------------ training
+
+    def _update(self, batch: Batch, with_ensemble: bool) -> Info:
+        """One update of everything, from one batch of sequences; reads nothing back."""
+        policy = self.policy
+        with self._precision():
+            loss, info, filtered = self.model_loss(batch)
+        self._step(self.model_optimizer, loss, info, batch, self.model_grad_norm)
+        if self.trust_region:
+            policy.trust_region.update(info["trust_region"])
+            info["trust_region_bound"], info["beta"] = policy.trust_region.bound, policy.trust_region.beta.clone()
+        if with_ensemble and policy.ensemble is not None:
+            with self._precision():
+                ensemble_loss = policy.ensemble.loss(*self.transitions(batch, filtered))
+            self._step(self.ensemble_optimizer, ensemble_loss, {"ensemble_loss": ensemble_loss}, batch, self.model_grad_norm)
+        start = State(*(part.detach().flatten(0, 1) for part in filtered.states))
+        with self._precision(), _fixed(self.policy.model_parameters(), policy.critic.parameters()):
+            imagined = self.imagine(start)
+            loss, terms, returns, weights = self.actor_loss(imagined)
+        self._step(self.actor_optimizer, loss, terms, {}, self.behaviour_grad_norm)
+        with self._precision():
+            critic_loss, critic_info = self.critic_loss(imagined.states.features[:-1].detach(), returns, weights)
+        self._step(self.critic_optimizer, critic_loss, critic_info, {}, self.behaviour_grad_norm)
+        with th.no_grad():
+            slow, critic = list(policy.slow_critic.parameters()), list(policy.critic.parameters())
+            th._foreach_lerp_(slow, critic, self.slow_critic_fraction)
+        return {key: value.detach() for key, value in (info | terms | critic_info).items()}
+
+    def _precision(self) -> Any:
+        """bfloat16 on a GPU."""
+        return th.autocast("cuda", th.bfloat16, enabled=self.device.type == "cuda")
+
+    def train(self, gradient_steps: int, batch_size: int = 0) -> None:
+        """As many updates as ``train_ratio`` asks for after one step of every environment."""
+        if not self.replay_buffer.can_draw(self.batch_length):
+            return
+        if not self._n_updates and not self._debt:
+            self._debt = float(self.pretrain_updates)
+        self._debt += gradient_steps * self.n_envs * self.train_ratio / (self.batch_size * self.batch_length)
+        if self._debt < 1.0:
+            return
+        self._embed_waiting()
+        if self.trust_region and not self._warm and self._n_updates and self.num_timesteps >= self.warmup_steps:
+            self.policy.trust_region.activate()
+            self._warm = True
+        self.policy.set_training_mode(True)
+        self._set_rates()
+        while self._debt >= 1.0:
+            self._debt -= 1.0
+            self._meter.add(self._one_update())
+            self._n_updates += 1
+            if self._warm and self._n_updates % self.radius_interval == 0:
+                self._refresh_radius()
+
+    def _one_update(self) -> Info:
+        batch, with_ensemble = self._draw(), self._n_updates % self.ensemble_interval == 0
+        if self.device.type != "cuda":
+            return self._update(batch, with_ensemble)
+        if with_ensemble not in self._graphs:
+            optimizers = [self.model_optimizer, self.actor_optimizer, self.critic_optimizer]
+            optimizers += [self.ensemble_optimizer] if with_ensemble and self.policy.ensemble is not None else []
+            self._graphs[with_ensemble] = CapturedCall(lambda batch: self._update(batch, with_ensemble), *optimizers)
+        return self._graphs[with_ensemble](batch)
+
+    def _draw(self) -> Batch:
+        return self._normalized(self.replay_buffer.draw(self.batch_size, self.batch_length))
+
+    def _normalized(self, batch: Batch) -> Batch:
+        """A batch as a ``VecNormalize`` around the environment shows it."""
+        wrapper = self._vec_normalize_env
+        if wrapper is None:
+            return batch
+
+        def scaled(values: th.Tensor, mean: Any, var: Any, clip: float) -> th.Tensor:
+            scale = np.sqrt(var + wrapper.epsilon)
+            shift, factor = (th.as_tensor(np.asarray(x), dtype=th.float32, device=values.device) for x in (mean, scale))
+            return ((values - shift) / factor).clamp(-clip, clip)
+
+        batch = dict(batch)
+        if wrapper.norm_obs:
+            moments = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"observation": wrapper.obs_rms}
+            seen = {name: scaled(batch["observations"][name], of.mean, of.var, wrapper.clip_obs) for name, of in moments.items()}
+            batch["observations"] = batch["observations"] | seen
+        if wrapper.norm_reward:
+            batch["rewards"] = scaled(batch["rewards"], 0.0, wrapper.ret_rms.var, wrapper.clip_reward)
+        return batch
+
+    def _set_rates(self) -> None:
+        """Give the optimisers the learning rates of this step."""
+        rate = self.lr_schedule(self._current_progress_remaining)
+        behaviour_rate = self._behaviour_schedule(self._current_progress_remaining)
+        for name in self._optimizers():
+            update_learning_rate(getattr(self, name), behaviour_rate if name in BEHAVIOUR else rate)
+
+    def _optimizers(self) -> list[str]:
+        return ["model_optimizer", *BEHAVIOUR, *(["ensemble_optimizer"] if self.ensemble_members else [])]
+
+    # ------------------------------------------------------------------ grounding
+
+    def _embed_waiting(self) -> None:
+        """Give the rows that were collected their embeddings; the first time the autoencoder learns before."""
+        encoder = self.policy.masked_autoencoder
+        if encoder is None:
+            return
+        if not self.policy.grounded:
+            self._warm_start()
+        env, number = self.replay_buffer.waiting()
+        for rows, numbers in zip(env.split(EMBED_AT_ONCE), number.split(EMBED_AT_ONCE), strict=True):
+            self.replay_buffer.set_embeddings(rows, numbers, encoder.embed(self._windows(rows, numbers)))
+
+    def _windows(self, env: th.Tensor, number: th.Tensor) -> th.Tensor:
+        """The latest states at each of some rows, (N, 16, width)."""
+        windows = self.replay_buffer.windows(env, number, WINDOW)
+        return joined(windows, self.policy.encoder.vectors)
+
+    def _warm_start(self) -> None:
+        """Train the masked autoencoder on what was collected, then freeze it; grounding starts (proposal)."""
+        encoder = self.policy.masked_autoencoder
+        assert encoder is not None
+        lengths = th.as_tensor(self.replay_buffer.lengths())
+        everything = [(th.full((n,), e), th.arange(n)) for e, n in enumerate(lengths.tolist())]
+        encoder.moments.update(symlog(th.cat([self._windows(e, n)[:, -1] for e, n in everything])))
+        encoder.requires_grad_(True).train()
+        optimizer = self._adam(encoder.parameters(), 1e-3, 1e-8)
+        for _ in range(self.encoder_updates):
+            env = th.randint(self.n_envs, (ENCODER_BATCH,))
+            number = (th.rand(ENCODER_BATCH, dtype=th.float64) * lengths[env]).long()
+            loss = encoder.loss(self._windows(env, number), encoder.mask(ENCODER_BATCH, self.device))
+            self._step(optimizer, loss, {"encoder_loss": loss}, {})
+        self._meter.add({"encoder_loss": loss.detach()})
+        encoder.requires_grad_(False).eval()
+        self.policy.grounded.fill_(True)
+
+    # ------------------------------------------------------------------ experience
+
+    def _sample_action(self, learning_starts: int, action_noise: Any = None, n_envs: int = 1) -> tuple[Any, Any]:
+        """Random actions first, then those of the actor, which filters what it sees."""
+        if self.num_timesteps < learning_starts:
+            chosen = np.array([self.action_space.sample() for _ in range(n_envs)])
+            return chosen, self.policy.to_model(chosen)
+        rows, _ = self.policy.rows_of(self._last_obs)
+        starts = np.ones(n_envs, bool) if self._belief is None else np.asarray(self._last_episode_starts, bool)
+        actions, self._belief = self.policy.act(rows, self._belief, starts, deterministic=False)
+        return self.policy.to_env(actions), actions
+
+    def _store_transition(
+        self, replay_buffer: Any, buffer_action: Any, new_obs: Any, reward: Any, dones: Any, infos: Any
+    ) -> None:
+        super()._store_transition(replay_buffer, buffer_action, new_obs, reward, dones, infos)
+        self._last_episode_starts = np.asarray(dones, bool)
+
+    def _setup_learn(self, total_timesteps: int, callback: Any = None, reset_num_timesteps: bool = True, *args: Any) -> Any:
+        if reset_num_timesteps or self._last_obs is None:
+            self._forget_episodes()
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args)
+
+    def _restart_environments(self) -> None:
+        super()._restart_environments()
+        self._forget_episodes()
+
+    def _forget_episodes(self) -> None:
+        """Before new ones begin."""
+        self._belief = None
+        self.replay_buffer.truncate_last_trajectory()
+
+    @contextmanager
+    def _torch_threads(self, batch_size: int) -> Iterator[None]:
+        if self._threads is None:  # most of the work is imagination, from every step of every sequence
+            self._threads = threads_for(self.policy, batch_size * self.batch_length * self.horizon)
+        with use_threads(self._threads):
+            yield
+
+    def dump_logs(self) -> None:
+        """As SB3's, with the means of the updates since the last time."""
+        means = self._meter.take()
+        if means:
+            self._ask_guards()
+            for name, value in check_finite_info(means, self.num_timesteps).items():
+                self.logger.record(f"train/{name}", value)
+            self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        super().dump_logs()
+
+    # ------------------------------------------------------------------ files
+
+    def rollout_state(self) -> dict[str, Any]:
+        """As :meth:`OffPolicyAgent.rollout_state`, with what the agent remembers of the episodes under way."""
+        self._ask_guards()
+        meter = [[list(names), sums, count] for names, (sums, count) in self._meter.sums.items()]
+        belief = None if self._belief is None else tuple(self._belief)
+        return {**super().rollout_state(), "belief": belief, "meter": meter}
+
+    def restore_rollout_state(self, state: dict[str, Any]) -> None:
+        """Put back what :meth:`rollout_state` gave."""
+        super().restore_rollout_state(state)
+        self._belief = None if state["belief"] is None else Belief(*state["belief"])
+        self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "_behaviour_schedule"]
+
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        return ["policy", *self._optimizers()], []
+
+
+@contextmanager
+def _fixed(*groups: Iterable[th.nn.Parameter]) -> Iterator[None]:
+    """Parameters without a gradient inside the block."""
+    parameters = [p for p in itertools.chain(*groups) if p.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,204 @@
+"""DreamerV3's networks: dense layers with layer norm, encoders and decoders of pictures and vectors, heads.
+
+Sizes, initialisation and epsilons are those of NM512/dreamerv3-torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch as th
+from gymnasium import spaces
+from torch import nn
+from torch.nn import functional as F
+
+from ..common.value_distributions import TwoHot
+
+EPSILON = 1e-3  # of every layer norm
+TRUNCATED_STD = 0.87962566103423978  # of a standard normal that is cut at +-2
+
+
+def symlog(x: th.Tensor) -> th.Tensor:
+    """sign(x) log(1 + |x|)."""
+    return x.sign() * x.abs().log1p()
+
+
+def symexp(x: th.Tensor) -> th.Tensor:
+    """The inverse of :func:`symlog`."""
+    return x.sign() * x.abs().expm1()
+
+
+def _fans(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> float:
+    """Mean of inputs and outputs of a layer."""
+    if isinstance(layer, nn.Linear):
+        return (layer.in_features + layer.out_features) / 2.0
+    return math.prod(layer.kernel_size) * (layer.in_channels + layer.out_channels) / 2.0
+
+
+def normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+    """Weights of variance 1 / mean(in, out), cut at two standard deviations; zero bias."""
+    std = math.sqrt(1.0 / _fans(layer)) / TRUNCATED_STD
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2.0 * std, b=2.0 * std)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def uniform(layer: nn.Linear | nn.ConvTranspose2d, scale: float = 1.0) -> nn.Module:
+    """Weights uniform with variance ``scale`` / mean(in, out); zero bias."""
+    limit = math.sqrt(3.0 * scale / _fans(layer))
+    nn.init.uniform_(layer.weight, -limit, limit)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+class Dense(nn.Sequential):
+    """Linear without bias, layer norm, SiLU; (..., in) to (..., out)."""
+
+    def __init__(self, features: int, units: int) -> None:
+        super().__init__(normal(nn.Linear(features, units, bias=False)), nn.LayerNorm(units, eps=EPSILON), nn.SiLU())
+
+
+class MLP(nn.Sequential):
+    """``layers`` of :class:`Dense` and, where ``outputs`` is given, a linear layer behind them.
+
+    :param scale: of the last layer's initial weights; 0 makes all outputs 0
+    """
+
+    def __init__(self, features: int, layers: int, units: int, outputs: int | None = None, scale: float = 1.0) -> None:
+        widths = [features, *[units] * layers]
+        dense: list[nn.Module] = [Dense(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        self.features = outputs or units
+        super().__init__(*dense, *([] if outputs is None else [uniform(nn.Linear(widths[-1], outputs), scale)]))
+
+
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of a picture (B, C, H, W)."""
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def is_picture(space: spaces.Space) -> bool:
+    """Whether a part of the observation goes through convolutions: uint8 with three axes, channels first."""
+    return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8"
+
+
+def parts_of(space: spaces.Space) -> dict[str, spaces.Box]:
+    """The parts of an observation by name; a Box alone has the name "observation".
+
+    :raises ValueError: for parts that are neither pictures nor floats
+    """
+    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
+    for name, part in parts.items():
+        if not isinstance(part, spaces.Box) or not (is_picture(part) or part.dtype.kind == "f"):
+            raise ValueError(f"A world model sees uint8 pictures and vectors of floats, and '{name}' is {part}.")
+        if is_picture(part) and (part.shape[1] != part.shape[2] or part.shape[1] not in (16, 32, 64, 128)):
+            raise ValueError(f"Pictures are squares of 16, 32, 64 or 128 pixels, channels first, and '{name}' is {part.shape}.")
+    return parts  # type: ignore[return-value]
+
+
+class Encoder(nn.Module):
+    """Pictures through stride-2 convolutions down to 4 x 4, vectors through symlog and an MLP; both joined.
+
+    :param parts: spaces by name
+    :param cnn_depth: channels of the first convolution, which double
+    :param layers: of the MLP, with ``units`` each
+    """
+
+    def __init__(self, parts: Mapping[str, spaces.Box], cnn_depth: int, layers: int, units: int) -> None:
+        super().__init__()
+        self.pictures = [name for name, part in parts.items() if is_picture(part)]
+        self.vectors = [name for name in parts if name not in self.pictures]
+        self.features = 0
+        if self.pictures:
+            channels, size = sum(parts[name].shape[0] for name in self.pictures), parts[self.pictures[0]].shape[1]
+            stages: list[nn.Module] = []
+            for i in range(int(math.log2(size / 4))):
+                depth = cnn_depth * 2**i
+                stages += [normal(nn.Conv2d(channels, depth, 4, 2, 1, bias=False)), ChannelNorm(depth, eps=EPSILON), nn.SiLU()]
+                channels = depth
+            self.cnn = nn.Sequential(*stages, nn.Flatten())
+            self.features += channels * 16
+        if self.vectors:
+            self.mlp = MLP(sum(spaces.flatdim(parts[name]) for name in self.vectors), layers, units)
+            self.features += units
+
+    def forward(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
+        """(..., *part) by name to (..., features)."""
+        embedded = []
+        if self.pictures:
+            pixels = th.cat([observations[name] for name in self.pictures], -3)
+            lead = pixels.shape[:-3]
+            embedded.append(self.cnn(pixels.flatten(0, -4).float() / 255.0 - 0.5).view(*lead, -1))
+        if self.vectors:
+            embedded.append(self.mlp(symlog(joined(observations, self.vectors))))
+        return embedded[0] if len(embedded) == 1 else th.cat(embedded, -1)
+
+
+def joined(observations: Mapping[str, th.Tensor], names: list[str]) -> th.Tensor:
+    """Vectors side by side, (..., sum of widths)."""
+    return observations[names[0]] if len(names) == 1 else th.cat([observations[name] for name in names], -1)
+
+
+class Decoder(nn.Module):
+    """Pictures and vectors from latent features: transposed convolutions from 4 x 4, and an MLP in symlog space."""
+
+    def __init__(self, features: int, parts: Mapping[str, spaces.Box], cnn_depth: int, layers: int, units: int) -> None:
+        super().__init__()
+        self.pictures = [name for name, part in parts.items() if is_picture(part)]
+        self.vectors = [name for name in parts if name not in self.pictures]
+        if self.pictures:
+            self.channels = [parts[name].shape[0] for name in self.pictures]
+            stages = int(math.log2(parts[self.pictures[0]].shape[1] / 4))
+            depths = [cnn_depth * 2**i for i in reversed(range(stages))]
+            self.first = uniform(nn.Linear(features, depths[0] * 16))
+            layer: list[nn.Module] = [nn.Unflatten(-1, (depths[0], 4, 4))]
+            for a, b in zip(depths, depths[1:], strict=False):
+                up = normal(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False))
+                layer += [up, ChannelNorm(b, eps=EPSILON), nn.SiLU()]
+            layer.append(uniform(nn.ConvTranspose2d(depths[-1], sum(self.channels), 4, 2, 1)))
+            self.cnn = nn.Sequential(*layer)
+        if self.vectors:
+            self.mlp = MLP(features, layers, units, sum(spaces.flatdim(parts[name]) for name in self.vectors))
+
+    def pixels(self, features: th.Tensor) -> th.Tensor:
+        """(..., features) to pictures (..., C, H, W), in units of 1."""
+        pictures = self.cnn(self.first(features.flatten(0, -2))) + 0.5
+        return pictures.view(*features.shape[:-1], *pictures.shape[1:])
+
+    def loss(self, features: th.Tensor, observations: Mapping[str, th.Tensor]) -> th.Tensor:
+        """-log p(o | s) of unit variance without constants and halves, (...): sum of (o_hat - o)^2, of vectors in symlog."""
+        loss: th.Tensor | float = 0.0
+        if self.pictures:
+            pixels = th.cat([observations[name] for name in self.pictures], -3).float() / 255.0
+            loss = loss + (self.pixels(features).float() - pixels).square().sum((-3, -2, -1))
+        if self.vectors:
+            error = self.mlp(features).float() - symlog(joined(observations, self.vectors))
+            loss = loss + error.square().sum(-1)
+        assert isinstance(loss, th.Tensor)
+        return loss
+
+
+class SymlogTwoHot(nn.Module):
+    """A scalar as a histogram of 255 bins over symlog space [-20, 20]; the network's last layer starts at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bins = TwoHot(255, -20.0, 20.0)
+        self.outputs = self.bins.outputs
+
+    def log_prob(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """Of targets (...), under outputs (..., 255)."""
+        return self.bins.log_prob(outputs.float(), symlog(targets))
+
+    def mean(self, outputs: th.Tensor) -> th.Tensor:
+        """symexp of the histogram's mean, (..., 255) to (...)."""
+        return symexp(self.bins.expectation(outputs.float()))
+
+
+def bernoulli_loss(logits: th.Tensor, targets: th.Tensor) -> th.Tensor:
+    """-log p of targets in {0, 1}, (...)."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none")
