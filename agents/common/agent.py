@@ -187,6 +187,17 @@ class Agent(BaseAlgorithm):
         """
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        self._follow(optimizer, loss, terms, batch, max_grad_norm)
+
+    def _follow(
+        self,
+        optimizer: th.optim.Optimizer,
+        loss: th.Tensor,
+        terms: dict[str, th.Tensor],
+        batch: Mapping[str, Any],
+        max_grad_norm: float | None = None,
+    ) -> None:
+        """The step of :meth:`_step`, along the gradients that are there."""
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         gradients = [p.grad for p in parameters if p.grad is not None]
         norm = th.nn.utils.get_total_norm(gradients)

@@ -10,8 +10,7 @@ verified; each docstring says so. The world model and the behaviour are those of
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,8 +20,9 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
+from torch.func import functional_call
 
-from ..common.acceleration import CapturedCall
+from ..common.acceleration import CapturedCall, CompiledCall
 from ..common.finite import check_finite_info
 from ..common.meter import Meter
 from ..common.off_policy import OffPolicyAgent
@@ -39,6 +39,7 @@ from .rssm import Filtered, State
 DYNAMICS, REPRESENTATION = 0.5, 0.1  # weights of the two halves of the balanced KL (NM512)
 FREE_NATS = 1.0
 INDICES = ("causal", "literal")
+PRECISIONS = ("auto", "float32", "bfloat16")
 BEHAVIOUR = ("actor_optimizer", "critic_optimizer")
 NEWEST = 1000  # steps that the performance loss looks at
 ENCODER_BATCH = 64  # windows per update of the masked autoencoder
@@ -48,9 +49,9 @@ Info = dict[str, th.Tensor]
 
 
 class Imagined(NamedTuple):
-    """An imagined rollout: states s_0..s_H (H + 1, N, ...), actions a_0..a_{H-1} and what the actor said of them."""
+    """An imagined rollout: [z, h] at s_0..s_H (H + 1, N, ...), actions a_0..a_{H-1} and what the actor said of them."""
 
-    states: State
+    features: th.Tensor
     actions: th.Tensor
     descriptions: th.Tensor
 
@@ -88,6 +89,8 @@ class GIRL(OffPolicyAgent):
     :param ensemble_interval: updates between two of the ensemble
     :param model_grad_norm: the world model's gradient is clipped to this norm
     :param behaviour_grad_norm: the same of actor and critic
+    :param precision: "float32" or "bfloat16" for the networks' products; "auto" is the latter on a GPU
+    :param compile_loss: run the two losses through ``torch.compile``, which takes minutes at first
     :param stats_window_size: episodes that ``rollout/ep_rew_mean`` averages
     :param tensorboard_log: folder of TensorBoard logs
     :param policy_kwargs: arguments of :class:`GIRLPolicy`
@@ -135,6 +138,8 @@ class GIRL(OffPolicyAgent):
         ensemble_interval: int = 1,
         model_grad_norm: float = 1000.0,
         behaviour_grad_norm: float = 100.0,
+        precision: str = "auto",
+        compile_loss: bool = False,
         stats_window_size: int = 100,
         tensorboard_log: str | None = None,
         policy_kwargs: dict[str, Any] | None = None,
@@ -149,6 +154,8 @@ class GIRL(OffPolicyAgent):
         require_at_least(0, pretrain_updates=pretrain_updates, warmup_steps=warmup_steps, ensemble_members=ensemble_members)
         if not train_ratio > 0.0:
             raise ValueError(f"train_ratio is replayed steps per env step, above 0, not {train_ratio}.")
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
             raise ValueError(f"grounding_index is one of {', '.join(INDICES)}, not {grounding_index!r}.")
         if grounding not in (None, "masked-autoencoder"):
@@ -172,6 +179,7 @@ class GIRL(OffPolicyAgent):
         self.tau_eig, self.tau_rpl = tau_eig, tau_rpl
         self.ensemble_members, self.ensemble_interval = ensemble_members, ensemble_interval
         self.model_grad_norm, self.behaviour_grad_norm = model_grad_norm, behaviour_grad_norm
+        self.precision, self.compile_loss = precision, compile_loss
         self._debt = 0.0  # updates that are due
         self._warm = False  # whether delta_0 is set
         self._belief: Belief | None = None
@@ -197,6 +205,8 @@ class GIRL(OffPolicyAgent):
         self.critic_optimizer = self._adam(self.policy.critic.parameters(), behaviour_rate, 1e-5)
         if self.policy.ensemble is not None:
             self.ensemble_optimizer = self._adam(self.policy.ensemble.parameters(), rate, 1e-8)
+        losses: tuple[Callable[[Batch], Any], ...] = (self.model_loss, self.behaviour_losses)
+        self._losses = tuple(map(CompiledCall, losses)) if self.compile_loss else losses
 
     @staticmethod
     def _adam(parameters: Iterable[th.nn.Parameter], rate: float, eps: float) -> th.optim.Adam:
@@ -214,10 +224,9 @@ class GIRL(OffPolicyAgent):
         return c if c is None or self.grounding_index == "literal" else shifted(c, first)
 
     def observe(self, batch: Batch) -> Filtered:
-        """Filter a batch of sequences."""
+        """Filter a batch of sequences, with its noise."""
         embeddings = self.policy.encoder(batch["observations"])
-        noise = self.policy.latent.noise(*batch["first"].shape, device=embeddings.device)
-        return self.policy.rssm.observe(embeddings, batch["actions"], batch["first"], noise)
+        return self.policy.rssm.observe(embeddings, batch["actions"], batch["first"], batch["noise"])
 
     def kl_loss(self, posterior: th.Tensor, prior: th.Tensor) -> tuple[th.Tensor, Info]:
         """mean( 0.5 max(free, KL(sg q || p)) + 0.1 max(free, KL(q || sg p)) ), the maximum of each element (NM512).
@@ -275,7 +284,7 @@ class GIRL(OffPolicyAgent):
         if newest is None:
             return
         with th.no_grad():
-            rpl = region.relative_loss(self.drift_of(self._normalized(newest)))
+            rpl = region.relative_loss(self.drift_of(self._with_noise(newest)))
             eig = th.zeros_like(rpl)
             if policy.ensemble is not None:
                 batch = self._draw()
@@ -292,22 +301,27 @@ class GIRL(OffPolicyAgent):
 
     # ------------------------------------------------------------------ behaviour
 
-    def imagine(self, start: State) -> Imagined:
-        """H steps of the prior from states (N, ...), with actions of the actor, which sees them without a gradient; the
-        prior is conditioned on c_hat = f_psi(z), never on what was observed."""
-        policy, state, states = self.policy, start, [start]
-        n, device = len(start.h), start.h.device
-        z_noise = policy.latent.noise(self.horizon, n, device=device)
-        action_noise = policy.actor.noise(self.horizon, n, device=device)
-        actions, descriptions = [], []
-        for i in range(self.horizon):
-            descriptions.append(policy.actor.describe(state.features.detach()))
-            actions.append(policy.actor.sample(descriptions[-1], action_noise[i]))
+    def starts(self, filtered: Filtered) -> Batch:
+        """Where imagination begins: all states of a batch, (N, ...), and the noise of H steps from there."""
+        h, z = (part.detach().flatten(0, 1) for part in filtered.states)
+        policy, size = self.policy, (self.horizon, len(h))
+        return {
+            "h": h, "z": z, "z_noise": policy.latent.noise(*size, device=h.device),
+            "action_noise": policy.actor.noise(*size, device=h.device),
+        }  # fmt: skip
+
+    def imagine(self, starts: Batch) -> Imagined:
+        """H steps of the prior, with actions of the actor, which sees the states without a gradient; the prior is conditioned
+        on c_hat = f_psi(z), never on what was observed."""
+        policy, state = self.policy, State(starts["h"], starts["z"])
+        features, actions, descriptions = [state.features], [], []
+        for z_noise, action_noise in zip(starts["z_noise"].unbind(), starts["action_noise"].unbind(), strict=True):
+            descriptions.append(policy.actor.describe(features[-1].detach()))
+            actions.append(policy.actor.sample(descriptions[-1], action_noise))
             h = policy.rssm.advance(state, policy.rssm.pushed(actions[-1]))
-            state = State(h, policy.latent.sample(policy.prior(h, policy.predicted_signal(state.z)), z_noise[i]))
-            states.append(state)
-        whole = State(th.stack([s.h for s in states]), th.stack([s.z for s in states]))
-        return Imagined(whole, th.stack(actions), th.stack(descriptions))
+            state = State(h, policy.latent.sample(policy.prior(h, policy.predicted_signal(state.z)), z_noise))
+            features.append(state.features)
+        return Imagined(th.stack(features), th.stack(actions), th.stack(descriptions))
 
     def actor_loss(self, imagined: Imagined) -> tuple[th.Tensor, Info, th.Tensor, th.Tensor]:
         """-mean( w_i (R_i - v_i) / S ) - eta mean( H[pi(s_i)] ), i = 0..H-1; for Discrete actions
@@ -318,10 +332,11 @@ class GIRL(OffPolicyAgent):
 
         :return: loss, terms, the returns R (H, N) and the weights w (H, N), both constant
         """
-        policy, features = self.policy, imagined.states.features
+        policy, features = self.policy, imagined.features
         rewards = policy.two_hot.mean(policy.reward(features))
         discounts = self.gamma * policy.going_on(features).squeeze(-1).float().sigmoid()
-        values = policy.two_hot.mean(policy.critic(features))
+        fixed = {name: parameter.detach() for name, parameter in policy.critic.named_parameters()}
+        values = policy.two_hot.mean(functional_call(policy.critic, fixed, (features,)))
         returns = lambda_returns(rewards, discounts, values, self.lambda_)
         policy.return_scale.update(returns)
         advantages = (returns - values[:-1]) / policy.return_scale.scale
@@ -350,13 +365,20 @@ class GIRL(OffPolicyAgent):
         loss = -(weights * log_prob).mean()
         return loss, {"critic_loss": loss, "value": slow.mean()}
 
+    def behaviour_losses(self, starts: Batch) -> tuple[th.Tensor, th.Tensor, Info]:
+        """The losses of actor and critic, on one imagined rollout; neither has a gradient for what the other trains."""
+        imagined = self.imagine(starts)
+        actor_loss, info, returns, weights = self.actor_loss(imagined)
+        critic_loss, critic_info = self.critic_loss(imagined.features[:-1].detach(), returns, weights)
+        return actor_loss, critic_loss, info | critic_info
+
     # ------------------------------------------------------------------ training
 
     def _update(self, batch: Batch, with_ensemble: bool) -> Info:
         """One update of everything, from one batch of sequences; reads nothing back."""
         policy = self.policy
         with self._precision():
-            loss, info, filtered = self.model_loss(batch)
+            loss, info, filtered = self._losses[0](batch)
         self._step(self.model_optimizer, loss, info, batch, self.model_grad_norm)
         if self.trust_region:
             policy.trust_region.update(info["trust_region"])
@@ -365,22 +387,24 @@ class GIRL(OffPolicyAgent):
             with self._precision():
                 ensemble_loss = policy.ensemble.loss(*self.transitions(batch, filtered))
             self._step(self.ensemble_optimizer, ensemble_loss, {"ensemble_loss": ensemble_loss}, batch, self.model_grad_norm)
-        start = State(*(part.detach().flatten(0, 1) for part in filtered.states))
-        with self._precision(), _fixed(self.policy.model_parameters(), policy.critic.parameters()):
-            imagined = self.imagine(start)
-            loss, terms, returns, weights = self.actor_loss(imagined)
-        self._step(self.actor_optimizer, loss, terms, {}, self.behaviour_grad_norm)
-        with self._precision():
-            critic_loss, critic_info = self.critic_loss(imagined.states.features[:-1].detach(), returns, weights)
-        self._step(self.critic_optimizer, critic_loss, critic_info, {}, self.behaviour_grad_norm)
+        starts = self.starts(filtered)
+        with _fixed(policy.model_parameters()):
+            with self._precision():
+                actor_loss, critic_loss, terms = self._losses[1](starts)
+            self.actor_optimizer.zero_grad()
+            self.critic_optimizer.zero_grad()
+            (actor_loss + critic_loss).backward()
+        self._follow(self.actor_optimizer, actor_loss, terms, starts, self.behaviour_grad_norm)
+        self._follow(self.critic_optimizer, critic_loss, terms, starts, self.behaviour_grad_norm)
         with th.no_grad():
             slow, critic = list(policy.slow_critic.parameters()), list(policy.critic.parameters())
             th._foreach_lerp_(slow, critic, self.slow_critic_fraction)
-        return {key: value.detach() for key, value in (info | terms | critic_info).items()}
+        return {key: value.detach() for key, value in (info | terms).items()}
 
     def _precision(self) -> Any:
-        """bfloat16 on a GPU."""
-        return th.autocast("cuda", th.bfloat16, enabled=self.device.type == "cuda")
+        """What the networks compute in; statistics, samples and losses are float32 in any case."""
+        short = self.precision == "bfloat16" or (self.precision == "auto" and self.device.type == "cuda")
+        return th.autocast(self.device.type, th.bfloat16, enabled=short)
 
     def train(self, gradient_steps: int, batch_size: int = 0) -> None:
         """As many updates as ``train_ratio`` asks for after one step of every environment."""
@@ -415,7 +439,12 @@ class GIRL(OffPolicyAgent):
         return self._graphs[with_ensemble](batch)
 
     def _draw(self) -> Batch:
-        return self._normalized(self.replay_buffer.draw(self.batch_size, self.batch_length))
+        return self._with_noise(self.replay_buffer.draw(self.batch_size, self.batch_length))
+
+    def _with_noise(self, batch: Batch) -> Batch:
+        """A batch of the memory, normalised, with the noise of its latents."""
+        noise = self.policy.latent.noise(*batch["first"].shape, device=self.device)
+        return self._normalized(batch) | {"noise": noise}
 
     def _normalized(self, batch: Batch) -> Batch:
         """A batch as a ``VecNormalize`` around the environment shows it."""
@@ -548,16 +577,15 @@ class GIRL(OffPolicyAgent):
         self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "_behaviour_schedule"]
+        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "_losses", "_behaviour_schedule"]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizers()], []
 
 
 @contextmanager
-def _fixed(*groups: Iterable[th.nn.Parameter]) -> Iterator[None]:
+def _fixed(parameters: list[th.nn.Parameter]) -> Iterator[None]:
     """Parameters without a gradient inside the block."""
-    parameters = [p for p in itertools.chain(*groups) if p.requires_grad]
     for parameter in parameters:
         parameter.requires_grad_(False)
     try:

@@ -66,19 +66,22 @@ class CategoricalLatent:
         return (F.softmax(logits, -1) * (1.0 - self.unimix) + self.unimix / self.classes).log()
 
     def noise(self, *shape: int, device: th.device) -> th.Tensor:
-        """Gumbel noise (*shape, S, C)."""
-        return th.empty(*shape, self.variables, self.classes, device=device).exponential_().log_().neg_()
+        """Uniform noise (*shape, S, 1): one number a variable."""
+        return th.rand(*shape, self.variables, 1, device=device)
 
     def sample(self, description: th.Tensor, noise: th.Tensor) -> th.Tensor:
-        return self._one_hot(description, description + noise)
+        """The class in whose part of the cumulated probabilities the noise lies."""
+        probabilities = description.exp()
+        below = probabilities.detach().cumsum(-1) < noise
+        return self._one_hot(probabilities, below.sum(-1, keepdim=True).clamp(max=self.classes - 1))
 
     def mode(self, description: th.Tensor) -> th.Tensor:
-        return self._one_hot(description, description)
+        return self._one_hot(description.exp(), description.argmax(-1, keepdim=True))
 
-    def _one_hot(self, description: th.Tensor, scores: th.Tensor) -> th.Tensor:
-        """One-hot of the largest score, with the gradient of the probabilities."""
-        hot = th.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
-        probabilities = description.exp()
+    @staticmethod
+    def _one_hot(probabilities: th.Tensor, chosen: th.Tensor) -> th.Tensor:
+        """One-hot of the chosen classes, with the gradient of the probabilities."""
+        hot = th.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
         return (hot + (probabilities - probabilities.detach())).flatten(-2)
 
     def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:

@@ -195,8 +195,9 @@ class SymlogTwoHot(nn.Module):
         return self.bins.log_prob(outputs.float(), symlog(targets))
 
     def mean(self, outputs: th.Tensor) -> th.Tensor:
-        """symexp of the histogram's mean, (..., 255) to (...)."""
-        return symexp(self.bins.expectation(outputs.float()))
+        """symexp of the histogram's mean, (..., 255) to (...), in float32 also where the networks compute in less."""
+        with th.autocast(outputs.device.type, enabled=False):
+            return symexp(self.bins.expectation(outputs.float()))
 
 
 def bernoulli_loss(logits: th.Tensor, targets: th.Tensor) -> th.Tensor:

@@ -72,7 +72,7 @@ class RSSM(nn.Module):
         """h_t from the state at t - 1 and the action's part of the first layer (B, hidden)."""
         linear, norm, activation = self.inputs
         x = activation(norm(th.addmm(pushed, state.z, linear.weight[:, : self.latent.features].t())))
-        parts = self.gru_norm(self.gru(th.cat((x, state.h), -1)))
+        parts = self.gru_norm(self.gru(th.cat((x, state.h), -1))).float()
         reset, candidate, update = parts.chunk(3, -1)
         return state.h.lerp((reset.sigmoid() * candidate).tanh(), (update - 1.0).sigmoid())
 
