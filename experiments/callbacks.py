@@ -23,6 +23,8 @@ from tether.agents.common.rollout import stacked
 from tether.agents.common.workers import close
 
 from .evaluate import Evaluation, evaluate
+from .imagination import COLUMNS as DRIFT_COLUMNS
+from .imagination import EpisodeRecorder, drift_row, drift_table, has_world_model
 from .interrupts import Stop
 from .logs import write_configuration, write_now
 from .manifest import write_atomically
@@ -98,8 +100,15 @@ class EvaluationCallback(BaseCallback):
         """Evaluate now, write the row, and keep the model if it is the best so far."""
         step = self.model.num_timesteps
         self.next = (step // self.every + 1) * self.every
-        result = self._episodes_of(self.env, step)
+        recorder = EpisodeRecorder(self.model) if has_world_model(self.model) else None
+        result = self._episodes_of(self.env, step, recorder)
         row, logged = {"timesteps": step, **result.row}, _logged(result)
+        if recorder is not None:
+            told, drift = drift_row(self.model, recorder.episodes, self.seed + step)
+            if drift is not None:
+                write_atomically(self.folder / "drift.csv", drift_table(drift))
+            row |= told
+            logged |= {f"eval/{name}": value for name, value in told.items()}
         if self.unseen is not None:
             unseen = self._episodes_of(self.unseen, step)
             row |= {"unseen_mean_reward": unseen.row["mean_reward"], "unseen_std_reward": unseen.row["std_reward"]}
@@ -111,7 +120,7 @@ class EvaluationCallback(BaseCallback):
             self.best = float(result.returns.mean())
             write_model(self.model, self.folder / "best_model.zip")
 
-    def _episodes_of(self, env: VecEnv, step: int) -> Evaluation:
+    def _episodes_of(self, env: VecEnv, step: int, watch: EpisodeRecorder | None = None) -> Evaluation:
         """Evaluate in one environment; training's own random numbers stay as they are."""
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
@@ -123,7 +132,7 @@ class EvaluationCallback(BaseCallback):
             th.manual_seed(self.seed + step)
             np.random.seed((self.seed + step) % 2**32)  # noqa: NPY002
             try:
-                return evaluate(self.model, env, self.episodes, self.deterministic)
+                return evaluate(self.model, env, self.episodes, self.deterministic, watch)
             finally:
                 np.random.set_state(numpys)  # noqa: NPY002
 
@@ -138,7 +147,7 @@ class EvaluationCallback(BaseCallback):
         return float(self.rows[-1]["mean_reward"]) if self.rows else None
 
     def _write(self) -> None:
-        further = [c for c in (*UNSEEN_COLUMNS, *SUCCESS_COLUMNS) if any(c in row for row in self.rows)]
+        further = [c for c in (*UNSEEN_COLUMNS, *SUCCESS_COLUMNS, *DRIFT_COLUMNS) if any(c in row for row in self.rows)]
         columns = [*COLUMNS, *further]
         lines = [",".join(columns), *(",".join(str(row.get(c, "")) for c in columns) for row in self.rows)]
         write_atomically(self.folder / "evaluations.csv", "\n".join(lines) + "\n")

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
 
 OURS = {
     "BPO": "tether.agents:BPO",
+    "DreamerV3": "tether.agents:GIRL",
+    "GIRL": "tether.agents:GIRL",
+    "GIRL-FixedBeta": "tether.agents:GIRL",
+    "GIRL-NoGrounding": "tether.agents:GIRL",
     "HyperDDQN": "tether.agents:HyperDDQN",
     "HyperDDQN-SRYM": "tether.agents:HyperDDQN",
     "HyperDDQN-Euclidean": "tether.agents:HyperDDQN",
@@ -68,8 +72,11 @@ TAKE_DATASETS = {*OFFLINE, "SAC", "TD3", "CrossQ", "TQC"}  # these peers begin w
 VARIANTS = {
     "BC-Safe": ("BC", "safe"),
     "CCQL": ("CQL", "resampled"),
+    "DreamerV3": ("GIRL", "dreamerv3"),
     "GCCQL": ("CQL", "guarded-resampled"),
     "GCQL": ("CQL", "guarded"),
+    "GIRL-FixedBeta": ("GIRL", "fixed-beta"),
+    "GIRL-NoGrounding": ("GIRL", "no-grounding"),
     "GMB-TRPO": ("OGSRL", "gmb-trpo"),
     "MB-CPO": ("OGSRL", "mb-cpo"),
     "MB-TRPO": ("OGSRL", "mb-trpo"),

@@ -15,7 +15,8 @@ STEP = "time/total_timesteps"
 KEYS = (
     "approx_kl", "clip_fraction", "trust_region", "trust_region_bound", "embedding_norm", "embedding_norm_max",
     "embedding_norm_bound", "gate", "gate_std", "conformal_factor", "conformal_factor_max",
-    "grad_norm_encoder", "grad_norm_head", "entropy_loss", "explained_variance",
+    "grad_norm_encoder", "grad_norm_head", "entropy_loss", "explained_variance", "beta", "information_gain",
+    "performance_loss",
 )  # fmt: skip
 MARKS = ("approx_kl", "trust_region")  # a row without them is of something else
 ROWS = 200  # of an exported file; a maximum is that of the rows it stands for, everything else their mean
@@ -54,8 +55,8 @@ def _columns(path: Path, step: str, prefix: str) -> Series:
         rows = [row for row in csv.DictReader(file) if row.get(step) and any(row.get(prefix + key) for key in MARKS)]
     if not rows:
         return {}
-    known = [key for key in KEYS if rows[0].get(prefix + key)]
-    numbers = {key: np.array([float(row[prefix + key] or "nan") for row in rows]) for key in known}
+    known = [key for key in KEYS if any(row.get(prefix + key) for row in rows)]
+    numbers = {key: np.array([float(row.get(prefix + key) or "nan") for row in rows]) for key in known}
     return {"timesteps": np.array([float(row[step]) for row in rows]), **numbers}
 
 

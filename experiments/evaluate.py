@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,16 +71,29 @@ class _Infos:
             self.running[env] = 0.0
 
 
-def evaluate(model: BaseAlgorithm, env: VecEnv, episodes: int, deterministic: bool = True) -> Evaluation:
+def evaluate(
+    model: BaseAlgorithm,
+    env: VecEnv,
+    episodes: int,
+    deterministic: bool = True,
+    watch: Callable[[dict[str, Any], dict[str, Any]], None] | None = None,
+) -> Evaluation:
     """Run ``episodes`` whole episodes of ``model`` on ``env`` with SB3's ``evaluate_policy``, which spreads them evenly.
 
     :param env: vector environment with a ``VecMonitor``, so that returns are those of the raw reward
+    :param watch: called as SB3 calls the callback of ``evaluate_policy``, besides
     """
     from stable_baselines3.common.evaluation import evaluate_policy
 
     infos = _Infos()
+
+    def callback(local: dict[str, Any], world: dict[str, Any]) -> None:
+        infos(local, world)
+        if watch is not None:
+            watch(local, world)
+
     returns, lengths = evaluate_policy(
-        model, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=infos
+        model, env, n_eval_episodes=episodes, deterministic=deterministic, return_episode_rewards=True, callback=callback
     )
     costs = np.array(infos.costs) if infos.with_costs else None
     successes = np.array(infos.successes) if infos.with_successes else None

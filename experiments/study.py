@@ -248,9 +248,11 @@ def export(folder: Path, target: Path, study: str) -> None:
     export_diagnostics(folder, target)
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     write_json(target.with_suffix(".json"), {**manifest, "study": study})
-    beside = target.with_name(f".{target.name}.new")
-    shutil.copyfile(folder / "evaluations.csv", beside)
-    beside.replace(target)
+    for name, place in (("drift.csv", target.with_suffix(".drift.csv")), ("evaluations.csv", target)):
+        if (folder / name).is_file():
+            beside = place.with_name(f".{place.name}.new")
+            shutil.copyfile(folder / name, beside)
+            beside.replace(place)
 
 
 def run_study(path: Path, *, engine: str = "local", jobs: int | None = None, runs: Path, measured: Path) -> int:

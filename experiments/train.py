@@ -421,7 +421,7 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what a run wrote that left no checkpoint to continue from."""
-    written = ("*monitor.csv", "events.out.tfevents.*", "progress.csv", "evaluations.csv", "*model.zip", "nonfinite-*")
+    written = ("*monitor.csv", "events.out.tfevents.*", "progress.csv", "evaluations.csv", "drift.csv", "*model.zip", "nonfinite-*")
     for pattern in written:
         for path in folder.glob(pattern):
             path.unlink()

@@ -10,7 +10,7 @@ verified; each docstring says so. The world model and the behaviour are those of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
@@ -29,6 +29,7 @@ from ..common.off_policy import OffPolicyAgent
 from ..common.offline import require_at_least
 from ..common.threads import threads_for, use_threads
 from .behaviour import lambda_returns, weights_of
+from .drift import Drift, Episode, measure_drift
 from .grounding import shifted
 from .masked_autoencoder import WINDOW
 from .networks import bernoulli_loss, joined, symlog
@@ -104,6 +105,11 @@ class GIRL(OffPolicyAgent):
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
         "MlpPolicy": GIRLPolicy, "CnnPolicy": GIRLPolicy, "MultiInputPolicy": GIRLPolicy,
     }  # fmt: skip
+    VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
+        "dreamerv3": {"grounding": None, "trust_region": False, "ensemble_members": 0},
+        "no-grounding": {"grounding": None},
+        "fixed-beta": {"trust_region": False, "ensemble_members": 0},
+    }
     policy: GIRLPolicy
     replay_buffer: SequenceReplay
 
@@ -298,6 +304,22 @@ class GIRL(OffPolicyAgent):
         filtered = self.observe(batch)
         prior = self.policy.prior(filtered.states.h, self.conditions(self.signal(batch), batch["first"]))
         return self.policy.latent.kl(filtered.posterior, prior).mean()
+
+    def measure_drift(self, episodes: Sequence[Episode], horizon: int, starts: int = 20, seed: int = 0) -> Drift:
+        """DFM up to ``horizon`` on held-out episodes; arguments as those of :func:`.drift.measure_drift`."""
+        self.policy.set_training_mode(False)
+        literal = self.grounding_index == "literal"
+        return measure_drift(self.policy, episodes, horizon, self._signal_of_episode, literal, starts, seed)
+
+    def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
+        """Grounding vectors (T, 1, dim) of an episode's observations (T, 1, ...)."""
+        encoder, grounding = self.policy.masked_autoencoder, self.policy.grounding
+        if encoder is None or grounding is None:
+            return None
+        states = joined(observations, self.policy.encoder.vectors).squeeze(1)
+        steps = th.arange(len(states), device=states.device)
+        windows = states[(steps.unsqueeze(1) - th.arange(WINDOW - 1, -1, -1, device=states.device)).clamp(min=0)]
+        return grounding.signal(encoder.embed(windows).half()).unsqueeze(1) * self.policy.grounded
 
     # ------------------------------------------------------------------ behaviour
 

@@ -1,0 +1,144 @@
+"""DFM(H): how far imagination drifts from what filtering finds, on episodes that the model never saw.
+
+From N points of real episodes the prior is rolled on with the recorded actions, sampled on the way:
+    DFM(H) = (1/N) sum_n (1/H) sum_{l=1..H} KL( q(z_{t+l} | o_{<=t+l}) || p(z_{t+l} | open-loop state, c) )
+The digests name the KL and what the prior is conditioned on; normalisation and starts complete it and are not verified.
+A KL in one model's latent is no measure of another's: the decoder's error on the same paths is the fairer one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch as th
+
+from .grounding import shifted
+from .policy import GIRLPolicy
+from .rssm import Filtered, State
+
+VARIANTS = ("real", "predicted", "none")
+
+
+class Episode(NamedTuple):
+    """What was seen, L + 1 observations by name, and the actions between, (L, A) as the world model takes them."""
+
+    observations: dict[str, np.ndarray]
+    actions: np.ndarray
+
+
+class Drift(NamedTuple):
+    """Means over the start points by lag, (H,) each.
+
+    :param kl: of each variant: the prior conditioned on "real" grounding vectors (the paper's, which sees what will be
+        observed), on those "predicted" from the imagined latent (honest), or on "none"
+    :param decoder_error: of each variant, -log p(o | imagined state) as in the decoder's loss
+    :param honest: the variant that imagination itself uses
+    """
+
+    kl: dict[str, np.ndarray]
+    decoder_error: dict[str, np.ndarray]
+    honest: str
+
+    def dfm(self, horizon: int, variant: str | None = None) -> float:
+        """DFM(H) of a variant; None: of the honest one."""
+        return float(self.kl[variant or self.honest][:horizon].mean())
+
+    def error(self, horizon: int, variant: str | None = None) -> float:
+        """Mean of the decoder's error up to a lag."""
+        return float(self.decoder_error[variant or self.honest][:horizon].mean())
+
+
+class Paths(NamedTuple):
+    """Start points of real episodes and what came after them, (H, N, ...) but for ``start``."""
+
+    start: State
+    actions: th.Tensor
+    observations: dict[str, th.Tensor]
+    posterior: th.Tensor
+    conditions: th.Tensor | None
+
+
+@th.no_grad()
+def measure_drift(
+    policy: GIRLPolicy,
+    episodes: Sequence[Episode],
+    horizon: int,
+    signal: Callable[[dict[str, th.Tensor]], th.Tensor | None],
+    literal: bool,
+    starts: int = 20,
+    seed: int = 0,
+) -> Drift:
+    """The drift of a world model.
+
+    :param episodes: held out, each longer than the horizon
+    :param horizon: H
+    :param signal: from observations (T, 1, ...) by name to grounding vectors c_t (T, 1, dim)
+    :param literal: the prior of z_t sees c_t, and not c_{t-1}
+    :param starts: points of each episode, at random
+    :param seed: of the starts and the samples
+    :raises ValueError: if no episode is longer than the horizon
+    """
+    long_enough = [episode for episode in episodes if len(episode.actions) >= horizon]
+    if not long_enough:
+        raise ValueError(f"No episode is longer than the horizon of {horizon} steps: measure the drift over a shorter one.")
+    device = policy.device
+    with th.random.fork_rng([device] if device.type == "cuda" else []):
+        th.manual_seed(seed)
+        paths = _join([_paths(policy, episode, horizon, starts, signal, literal) for episode in long_enough])
+        variants = VARIANTS if policy.grounding is not None and bool(policy.grounded) else VARIANTS[2:]
+        rolled = {name: _roll(policy, paths, name) for name in variants}
+    kl = {name: of[0].mean(1).cpu().numpy() for name, of in rolled.items()}
+    honest = "predicted" if "predicted" in variants else "none"
+    return Drift(kl, {name: of[1].mean(1).cpu().numpy() for name, of in rolled.items()}, honest)
+
+
+def _paths(
+    policy: GIRLPolicy, episode: Episode, horizon: int, starts: int, signal: Callable[..., th.Tensor | None], literal: bool
+) -> Paths:
+    """Filter an episode, and cut out what follows each start point."""
+    device, steps = policy.device, len(episode.actions)
+    observations = {name: th.as_tensor(part, device=device).unsqueeze(1) for name, part in episode.observations.items()}
+    actions = th.as_tensor(episode.actions, dtype=th.float32, device=device).unsqueeze(1)
+    came_by = th.cat((th.zeros_like(actions[:1]), actions))
+    first = th.zeros(steps + 1, 1, dtype=th.bool, device=device)
+    first[0] = True
+    noise = policy.latent.noise(steps + 1, 1, device=device)
+    filtered: Filtered = policy.rssm.observe(policy.encoder(observations), came_by, first, noise)
+    c = signal(observations)
+    conditions = c if c is None or literal else shifted(c, first)
+    begin = th.randint(steps - horizon + 1, (starts,)).to(device)
+    after = begin + 1 + th.arange(horizon, device=device).unsqueeze(1)  # (H, N)
+    return Paths(
+        State(filtered.states.h[begin, 0], filtered.states.z[begin, 0]),
+        came_by[after, 0],
+        {name: part[after, 0] for name, part in observations.items()},
+        filtered.posterior[after, 0],
+        None if conditions is None else conditions[after, 0],
+    )
+
+
+def _join(paths: list[Paths]) -> Paths:
+    """Paths of several episodes side by side."""
+    start = State(*(th.cat(parts) for parts in zip(*(p.start for p in paths), strict=True)))
+    conditions = None if paths[0].conditions is None else th.cat([p.conditions for p in paths], 1)  # type: ignore[misc]
+    names: Mapping[str, Any] = paths[0].observations
+    return Paths(
+        start, th.cat([p.actions for p in paths], 1), {n: th.cat([p.observations[n] for p in paths], 1) for n in names},
+        th.cat([p.posterior for p in paths], 1), conditions,
+    )  # fmt: skip
+
+
+def _roll(policy: GIRLPolicy, paths: Paths, variant: str) -> tuple[th.Tensor, th.Tensor]:
+    """The prior open loop along recorded actions: KL from the filtered posterior and decoder error, (H, N) each."""
+    state, kls, features = paths.start, [], []
+    noise = policy.latent.noise(*paths.actions.shape[:2], device=policy.device)
+    for lag, action in enumerate(paths.actions.unbind()):
+        h = policy.rssm.advance(state, policy.rssm.pushed(action))
+        c = {"real": None if paths.conditions is None else paths.conditions[lag], "none": None}.get(variant)
+        prior = policy.prior(h, policy.predicted_signal(state.z) if variant == "predicted" else c)
+        kls.append(policy.latent.kl(paths.posterior[lag], prior))
+        state = State(h, policy.latent.sample(prior, noise[lag]))
+        features.append(state.features)
+    return th.stack(kls), policy.decoder.loss(th.stack(features), paths.observations)
