@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
@@ -57,7 +59,7 @@ class Actor(nn.Module):
         """In nats, (...); of the Gaussian before it is scaled back."""
         if self.discrete:
             return -(description.exp() * description).sum(-1)
-        return (description[..., 1, :].log() + 0.5 * (1.0 + th.log(th.tensor(2.0 * th.pi)))).sum(-1)
+        return (description[..., 1, :].log() + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
 
     def log_prob(self, description: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """Of actions (..., A), (...)."""
@@ -102,13 +104,13 @@ class ReturnScale(nn.Module):
     @th.no_grad()
     def update(self, returns: th.Tensor) -> None:
         """Take in a batch of returns."""
-        flat = returns.float().flatten()
-        # Sorted and interpolated as in th.quantile, which refuses more than 16 million numbers.
-        ordered, place = flat.sort().values, (flat.numel() - 1) * th.tensor([0.05, 0.95], device=flat.device)
-        low = place.floor().long()
-        high = (low + 1).clamp(max=flat.numel() - 1)
-        now = ordered[low].lerp(ordered[high], place - low)
-        self.percentiles.lerp_(now, 1.0 - self.decay)
+        ordered = returns.float().flatten().sort().values
+        now = []
+        for share in (0.05, 0.95):  # as th.quantile, which refuses more than 16 million numbers
+            below, part = divmod(share * (len(ordered) - 1), 1.0)
+            low = ordered[int(below)]
+            now.append(low.lerp(ordered[min(int(below) + 1, len(ordered) - 1)], part))
+        self.percentiles.lerp_(th.stack(now), 1.0 - self.decay)
 
     @property
     def scale(self) -> th.Tensor:

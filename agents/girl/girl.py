@@ -242,10 +242,10 @@ class GIRL(OffPolicyAgent):
         :return: the loss, and the drift, which is the mean of the KL without the maximum
         """
         latent = self.policy.latent
-        free = self.policy.trust_region.free_nats if self.trust_region else th.tensor(FREE_NATS, device=self.device)
+        free = self.policy.trust_region.free_nats if self.trust_region else FREE_NATS
         dynamics = latent.kl(posterior.detach(), prior)
         representation = latent.kl(posterior, prior.detach())
-        loss = (DYNAMICS * dynamics.maximum(free) + REPRESENTATION * representation.maximum(free)).mean()
+        loss = (DYNAMICS * dynamics.clamp(min=free) + REPRESENTATION * representation.clamp(min=free)).mean()
         return loss, {"trust_region": dynamics.detach().mean()}
 
     def model_loss(self, batch: Batch) -> tuple[th.Tensor, Info, Filtered]:
