@@ -110,6 +110,7 @@ class GIRL(OffPolicyAgent):
         "no-grounding": {"grounding": None},
         "fixed-beta": {"trust_region": False, "ensemble_members": 0},
     }
+    captures: bool = True  # on a GPU an update is one CUDA graph
     policy: GIRLPolicy
     replay_buffer: SequenceReplay
 
@@ -437,14 +438,19 @@ class GIRL(OffPolicyAgent):
         self._debt += gradient_steps * self.n_envs * self.train_ratio / (self.batch_size * self.batch_length)
         if self._debt < 1.0:
             return
-        self._embed_waiting()
         if self.trust_region and not self._warm and self._n_updates and self.num_timesteps >= self.warmup_steps:
             self.policy.trust_region.activate()
             self._warm = True
+        updates = int(self._debt)
+        self._debt -= updates
+        self.improve(updates)
+
+    def improve(self, updates: int) -> None:
+        """So many updates on what the replay memory holds."""
+        self._embed_waiting()
         self.policy.set_training_mode(True)
         self._set_rates()
-        while self._debt >= 1.0:
-            self._debt -= 1.0
+        for _ in range(updates):
             self._meter.add(self._one_update())
             self._n_updates += 1
             if self._warm and self._n_updates % self.radius_interval == 0:
@@ -452,7 +458,7 @@ class GIRL(OffPolicyAgent):
 
     def _one_update(self) -> Info:
         batch, with_ensemble = self._draw(), self._n_updates % self.ensemble_interval == 0
-        if self.device.type != "cuda":
+        if self.device.type != "cuda" or not self.captures:
             return self._update(batch, with_ensemble)
         if with_ensemble not in self._graphs:
             optimizers = [self.model_optimizer, self.actor_optimizer, self.critic_optimizer]
