@@ -605,7 +605,8 @@ class GIRL(OffPolicyAgent):
         self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "_losses", "_behaviour_schedule"]
+        made = ["replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_losses"]  # by the constructor
+        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", *made]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizers()], []

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from tests.kit.worlds import VecThreeActions
-from tether.agents import BPO, MDPO, PPO, R2VPO, HyperDDQN, HyperPPO, OffPolicyMDPO
+from tether.agents import BPO, GIRL, MDPO, PPO, R2VPO, HyperDDQN, HyperPPO, OffPolicyMDPO
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,10 @@ class Subject:
 
 ALL_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 SMALL = {"n_steps": 128, "policy_kwargs": {"net_arch": [16]}}
+WORLD = {
+    "size": "small", "deter": 16, "hidden": 16, "variables": 4, "classes": 4, "units": 16, "encoder_layers": 1,
+    "encoder_units": 16, "ensemble_units": 16, "cnn_depth": 2,
+}  # fmt: skip
 IDENTITY = {"n_steps": 256, "learning_rate": 3e-3, "gamma": 0.5}
 
 SUBJECTS = [
@@ -84,6 +88,34 @@ SUBJECTS = [
         steps=1_500,
         spaces=(spaces.Discrete,),
         trust_region=False,
+    ),
+    Subject(
+        GIRL,
+        small={
+            "buffer_size": 2_000,
+            "learning_starts": 60,
+            "pretrain_updates": 2,
+            "batch_size": 4,
+            "batch_length": 8,
+            "train_ratio": 4.0,
+            "horizon": 3,
+            "encoder_updates": 5,
+            "warmup_steps": 100,
+            "radius_interval": 5,
+            "policy_kwargs": WORLD,
+        },
+        learns={
+            "learning_starts": 200,
+            "pretrain_updates": 50,
+            "learning_rate": 3e-3,
+            "behaviour_learning_rate": 3e-3,
+            "gamma": 0.5,
+            "batch_size": 8,
+            "batch_length": 16,
+            "train_ratio": 64.0,
+            "horizon": 3,
+        },
+        steps=1_000,
     ),
     Subject(PPO, small=SMALL, learns=IDENTITY, steps=6_000, spaces=ALL_SPACES),
     Subject(R2VPO, small=SMALL, learns={**IDENTITY, "delta": 0.1}, steps=6_000, spaces=ALL_SPACES),

@@ -1,0 +1,553 @@
+"""GIRL against the specification's independent checks (section 13), on the real world model."""
+
+import copy
+import hashlib
+import math
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from torch.nn import functional as F
+
+from tether.agents import GIRL
+from tether.agents.common.value_distributions import TwoHot
+from tether.agents.girl.behaviour import Actor, ReturnScale, lambda_returns, weights_of
+from tether.agents.girl.drift import Drift, Episode, measure_drift
+from tether.agents.girl.ensemble import Ensemble
+from tether.agents.girl.grounding import Grounding, shifted
+from tether.agents.girl.latents import CategoricalLatent, GaussianLatent
+from tether.agents.girl.masked_autoencoder import WINDOW, MaskedStateAutoencoder
+from tether.agents.girl.replay import SequenceReplay
+from tether.agents.girl.trust_region import TrustRegion
+
+SMALL = {
+    "batch_size": 4, "batch_length": 8, "horizon": 3, "train_ratio": 4.0, "learning_starts": 60, "pretrain_updates": 2,
+    "buffer_size": 2000, "encoder_updates": 20, "warmup_steps": 120, "radius_interval": 5, "seed": 0, "device": "cpu",
+    "policy_kwargs": {
+        "size": "small", "deter": 16, "hidden": 16, "variables": 4, "classes": 4, "units": 16, "encoder_layers": 1,
+        "encoder_units": 16, "ensemble_units": 16,
+    },
+}  # fmt: skip
+ARM = {"grounding": None, "trust_region": False, "ensemble_members": 0}
+
+
+def make(env="Pendulum-v1", policy="MlpPolicy", **kwargs):
+    return GIRL(policy, env, **{**SMALL, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """A small agent past its warm starts."""
+    return make().learn(400)
+
+
+def one_hot_logits(index, classes=32, variables=1):
+    logits = th.full((variables, classes), -1e9)
+    logits[:, index] = 0.0
+    return logits.flatten()
+
+
+def gaussian(mean, std, n):
+    return th.stack((th.full((n,), float(mean)), th.full((n,), float(std))))
+
+
+# ---------------------------------------------------------------------- distributions (1, 2)
+
+
+def test_categorical_golden_numbers():
+    latent = CategoricalLatent(1, 32)
+    p, q = latent.describe(one_hot_logits(3)), latent.describe(one_hot_logits(7))
+    assert p.exp().max().item() == pytest.approx(0.9903125, abs=1e-7)
+    assert p.exp().min().item() == pytest.approx(0.0003125, abs=1e-9)
+    assert latent.kl(p, q).item() == pytest.approx(7.98056, abs=1e-5)
+    assert latent.kl(p, latent.describe(th.zeros(32))).item() == pytest.approx(3.37791, abs=1e-5)
+    assert latent.entropy(p).item() == pytest.approx(0.08783, abs=1e-5)
+    whole = CategoricalLatent(32, 32)
+    of_all = [whole.describe(one_hot_logits(i, variables=32)) for i in (3, 7)]
+    assert whole.kl(*of_all).item() == pytest.approx(255.378, abs=1e-3)
+
+
+def test_categorical_samples_have_the_probabilities_and_their_gradient():
+    latent = CategoricalLatent(2, 3)
+    raw = th.tensor([0.0, 1.0, 2.0, 1.0, 0.0, -1.0], requires_grad=True)
+    p = latent.describe(raw)
+    noise = latent.noise(50_000, device=th.device("cpu"))
+    samples = latent.sample(p.expand(50_000, -1, -1), noise)
+    assert th.allclose(samples.mean(0).view(2, 3), p.exp(), atol=0.01)
+    one = latent.sample(p, noise[0])
+    assert sorted(one.detach().tolist()) == pytest.approx([0, 0, 0, 0, 1, 1], abs=1e-6)
+    weights = th.arange(6.0)
+    through = th.autograd.grad((one * weights).sum(), raw)[0]
+    exact = th.autograd.grad((latent.describe(raw).exp().flatten() * weights).sum(), raw)[0]
+    assert th.allclose(through, exact, atol=1e-6)
+    edge = latent.sample(p, th.full((2, 1), 1.0))  # rounding may leave the cumulated probabilities below 1
+    assert edge.view(2, 3).sum(-1).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_gaussian_golden_numbers():
+    latent = GaussianLatent(30)
+    kl = latent.kl(gaussian(0, 1, 30), gaussian(1, 1, 30))
+    assert kl.item() == pytest.approx(15.0)
+    assert latent.kl(gaussian(0, 2, 1), gaussian(1, 3, 1)).item() == pytest.approx(
+        th.distributions.kl_divergence(th.distributions.Normal(0.0, 2.0), th.distributions.Normal(1.0, 3.0)).item()
+    )
+    assert latent.describe(th.zeros(60))[1].tolist() == pytest.approx([1.1] * 30)
+    agent = make(**ARM, policy_kwargs={**SMALL["policy_kwargs"], "latent": "gaussian", "variables": 30})
+    loss, info = agent.kl_loss(gaussian(0, 1, 30), gaussian(1, 1, 30))
+    assert (loss.item(), info["trust_region"].item()) == (pytest.approx(9.0), pytest.approx(15.0))
+
+
+def test_kl_halves_and_free_nats():
+    """The halves send gradient to the prior alone and to the posterior alone; below the free nats there is none."""
+    agent = make(**ARM, policy_kwargs={**SMALL["policy_kwargs"], "latent": "gaussian", "variables": 1})
+    for mean, value in ((math.sqrt(0.6), 0.6), (2.0, 0.6 * 2.0)):  # KL 0.3 and 2
+        q, p = gaussian(mean, 1, 1).requires_grad_(), gaussian(0, 1, 1).requires_grad_()
+        loss, info = agent.kl_loss(q, p)
+        assert loss.item() == pytest.approx(value)
+        to_q, to_p = th.autograd.grad(loss, (q, p))
+        free = info["trust_region"].item() < 1.0
+        assert to_q[0].item() == pytest.approx(0.0 if free else 0.1 * mean)
+        assert to_p[0].item() == pytest.approx(0.0 if free else -0.5 * mean)
+
+
+# ---------------------------------------------------------------------- behaviour (3)
+
+
+def test_lambda_returns_golden_numbers():
+    ones, discounts = th.ones(4), th.full((4,), 0.99)
+    assert lambda_returns(ones, discounts, th.zeros(4), 0.95).tolist() == pytest.approx([2.82504025, 1.9405, 1.0], abs=1e-6)
+    assert lambda_returns(ones, discounts, th.full((4,), 2.0), 0.95).tolist() == pytest.approx([4.768539, 3.90169, 2.98], abs=1e-5)
+    changed = th.tensor([7.0, 1.0, 1.0, 1.0])  # what belongs to the start state does not count
+    assert th.equal(lambda_returns(changed, discounts, changed, 0.95), lambda_returns(ones, discounts, ones, 0.95))
+    assert weights_of(th.tensor([0.9, 0.5, 0.2, 0.1])).tolist() == pytest.approx([1.0, 0.9, 0.45])
+
+
+def test_return_scale_is_the_moving_quantile():
+    scale, returns = ReturnScale(decay=0.0), 30.0 * th.randn(15, 41)
+    scale.update(returns)
+    assert th.allclose(scale.percentiles, th.quantile(returns.flatten(), th.tensor([0.05, 0.95])))
+    scale = ReturnScale()
+    scale.update(returns)
+    assert scale.scale.item() == pytest.approx(max(1.0, 0.01 * (returns.quantile(0.95) - returns.quantile(0.05)).item()), rel=1e-5)
+
+
+def test_two_hot_log_prob_of_two_bins_is_that_of_all():
+    bins, outputs = TwoHot(255, -20.0, 20.0), th.randn(7, 5, 255)
+    targets = th.cat((th.tensor([[-30.0, -20.0, 20.0, 30.0, 0.0]]), 8.0 * th.randn(6, 5)))
+    dense = (bins.probabilities(targets) * F.log_softmax(outputs, -1)).sum(-1)
+    assert th.allclose(bins.log_prob(outputs, targets), dense, atol=1e-4)
+
+
+def test_actor_scales_back_what_leaves_the_box():
+    actor = Actor(4, 2, 1, 8, discrete=False)
+    description = actor.describe(th.randn(5, 4))
+    assert description[:, 1].min() >= 0.1
+    assert description[:, 1].max() <= 1.0
+    assert actor.sample(description, th.full((5, 2), 50.0)).max().item() == pytest.approx(1.0)
+    normal = th.distributions.Normal(*description.unbind(-2))
+    assert th.allclose(actor.entropy(description), normal.entropy().sum(-1))
+
+
+def test_actor_loss_has_no_gradient_for_model_and_critic_and_climbs_the_imagined_return(trained):
+    agent = copy.deepcopy(trained)
+    batch = agent._draw()
+    with th.no_grad():
+        starts = agent.starts(agent.observe(batch))
+    for p in agent.policy.parameters():
+        p.grad = None
+    actor_loss, critic_loss, _ = agent.behaviour_losses(starts)
+    actor_loss.backward(retain_graph=True)
+    assert all(p.grad is None for p in agent.policy.critic.parameters())
+    before = [p.grad.clone() for p in agent.policy.actor.parameters()]
+    critic_loss.backward()
+    assert all(p.grad is not None for p in agent.policy.critic.parameters())
+    assert all(th.equal(a, p.grad) for a, p in zip(before, agent.policy.actor.parameters(), strict=True))
+
+
+# ---------------------------------------------------------------------- trust region (4, 5, 6, 8)
+
+
+def active(delta=1.0, **kwargs):
+    region = TrustRegion(**kwargs)
+    region.update(th.tensor(delta))
+    region.activate()
+    return region
+
+
+def test_dual_ascent_golden_numbers():
+    region, betas = active(step_size=0.01, decay=0.0), []
+    for drift in (3.0, 3.0, 0.2, 0.2):
+        region.update(th.tensor(drift))
+        betas.append(region.beta.item())
+    assert betas == pytest.approx([1.02, 1.04, 1.032, 1.024], abs=1e-6)
+    region.update(th.tensor(1.0))
+    assert region.beta.item() == pytest.approx(1.024, abs=1e-6)  # at the radius nothing moves
+    for drift, end in ((1e6, 10.0), (-1e6, 0.01)):
+        region.update(th.tensor(drift))
+        assert region.beta.item() == pytest.approx(end)
+
+
+def test_radius_starts_at_the_mean_drift_and_is_frozen_there():
+    region = TrustRegion()
+    for drift in (3.0, 1.0, 0.5):
+        region.update(th.tensor(drift))
+        assert region.beta.item() == 1.0
+    assert region.bound.item() == pytest.approx(1.5)
+    assert region.free_nats.item() == 1.0
+    region.activate()
+    region.update(th.tensor(9.0))
+    assert (region.delta_0.item(), region.delta.item(), region.bound.item()) == pytest.approx((1.5, 1.5, 1.5))
+    assert region.drift.item() == pytest.approx(0.99 * 1.5 + 0.01 * 9.0)
+    assert region.free_nats.item() == pytest.approx(0.75)
+
+
+def test_radius_follows_gain_and_loss_inside_its_bounds():
+    region = active()
+
+    def radius(eig, rpl):
+        one = copy.deepcopy(region)
+        one.set_radius(th.tensor(1.0), th.tensor(0.0))
+        one.set_radius(th.tensor(eig), th.tensor(rpl))
+        return one.delta.item()
+
+    assert radius(1.0, 0.0) == pytest.approx(1.0)
+    assert radius(2.0, 0.0) == pytest.approx(1.0 + 0.1 * (2.0 / 1.01 - 1.0))
+    assert radius(1.0, 1.0) == pytest.approx(0.5)
+    assert radius(1e6, 0.0) == 3.0
+    assert radius(1.0, 5.0) == pytest.approx(0.1)
+
+
+def test_performance_loss():
+    region = active(2.0)
+    assert region.relative_loss(th.tensor(2.0)).item() == pytest.approx(0.0, abs=1e-6)
+    assert region.relative_loss(th.tensor(4.0)).item() == pytest.approx(1.0, abs=1e-6)
+    assert region.relative_loss(th.tensor(1.0)).item() == 0.0
+    assert region.relative_loss(th.tensor(400.0)).item() == 5.0
+
+
+@pytest.mark.parametrize(("delta", "change"), [(0.6, -0.2), (0.2, 0.2)])
+def test_the_dual_sees_the_unclipped_drift(delta, change):
+    """Free nats 1 and a KL of 0.4: a clipped drift of 1 would raise beta in both cases, and by 0.8 eta in the second."""
+    agent = make(policy_kwargs={**SMALL["policy_kwargs"], "latent": "gaussian", "variables": 1})
+    region = agent.policy.trust_region
+    region.decay, region.step_size = 0.0, 0.01
+    region.update(th.tensor(delta))
+    region.activate()
+    _, info = agent.kl_loss(gaussian(math.sqrt(0.8), 1, 1), gaussian(0, 1, 1))
+    region.update(info["trust_region"])
+    assert region.beta.item() == pytest.approx(1.0 + 0.01 * change, abs=1e-6)
+
+
+# ---------------------------------------------------------------------- information gain (7)
+
+
+def test_information_gain_golden_numbers():
+    latent = CategoricalLatent(1, 5, unimix=0.0)
+    apart = th.eye(5).clamp(min=1e-30).log().unsqueeze(1)
+    assert latent.disagreement(apart).item() == pytest.approx(math.log(5.0), abs=1e-6)
+    assert latent.disagreement(apart[:1].expand(5, -1, -1)).item() < 1e-6
+    two = CategoricalLatent(1, 2, unimix=0.0)
+    members = th.tensor([[0.9, 0.1]] * 4 + [[0.1, 0.9]]).log().unsqueeze(1)
+    assert two.disagreement(members).item() == pytest.approx(0.247974, abs=1e-6)
+    assert two.disagreement(members.flip(0)).item() == pytest.approx(0.247974, abs=1e-6)
+    normal = GaussianLatent(1)
+    means = th.tensor([0.0, 0.0, 0.0, 0.0, 1.0])
+    members = th.stack((means, th.ones(5)), -1).unsqueeze(-1)
+    assert normal.disagreement(members).item() == pytest.approx(0.074210, abs=1e-6)
+
+
+def test_ensemble_learns_the_next_posterior_and_agrees_where_it_has_learnt():
+    th.manual_seed(0)
+    latent = CategoricalLatent(2, 4)
+    ensemble = Ensemble(6, 2, latent, members=3, units=32)
+    optimizer = th.optim.Adam(ensemble.parameters(), 3e-3)
+    inputs = th.randn(256, 8)
+    target = latent.describe(3.0 * inputs)
+    everything = th.ones(256)
+    first, gain = ensemble.loss(inputs, target, everything).item(), ensemble.information_gain(inputs, everything).item()
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = ensemble.loss(inputs, target, everything)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.6 * first
+    assert ensemble.information_gain(inputs, everything).item() < gain
+    assert ensemble.information_gain(inputs, everything) < ensemble.information_gain(5.0 * th.randn(256, 8), everything)
+    with pytest.raises(AssertionError):  # a sample of weight 0 has no say
+        assert th.allclose(ensemble.loss(inputs, target, everything * 0.0), loss)
+
+
+# ---------------------------------------------------------------------- grounding (9, 10, 11)
+
+
+@pytest.mark.parametrize("latent", [CategoricalLatent(3, 4), GaussianLatent(5)])
+def test_without_residual_or_behind_a_closed_gate_the_prior_is_the_base_prior(latent):
+    grounding = Grounding(7, latent, 6, dim=8)
+    raw, h, c = th.randn(9, latent.statistics), th.randn(9, 6), th.randn(9, 8)
+    assert th.equal(grounding.shift(raw, h, c), raw)
+    th.nn.init.normal_(grounding.residual.weight)
+    assert not th.equal(grounding.shift(raw, h, c), raw)
+    th.nn.init.zeros_(grounding.gate.weight)
+    th.nn.init.constant_(grounding.gate.bias, -50.0)
+    assert th.equal(grounding.shift(raw, h, c), raw)
+
+
+def test_consistency_loss_trains_the_latent_and_not_the_target():
+    grounding = Grounding(7, GaussianLatent(5), 6, dim=8)
+    z = th.randn(4, 5, requires_grad=True)
+    grounding.consistency_loss(z, grounding.signal(th.randn(4, 7))).sum().backward()
+    assert z.grad.abs().sum() > 0
+    assert all(p.grad is None for p in grounding.psi.parameters())
+
+
+def test_causal_prior_sees_the_step_before(trained):
+    """Changing the signal of step t changes the prior at t + 1 and not at t; in literal mode at t."""
+    agent = copy.deepcopy(trained)
+    th.nn.init.normal_(agent.policy.grounding.residual.weight)
+    batch = agent._draw()
+    batch["first"][:] = False
+    with th.no_grad():
+        h = agent.observe(batch).states.h
+    other = batch | {"embeddings": batch["embeddings"].clone()}
+    other["embeddings"][3] += th.randn_like(other["embeddings"][3])
+    for mode, changed in (("causal", 4), ("literal", 3)):
+        agent.grounding_index = mode
+        priors = [agent.policy.prior(h, agent.conditions(agent.signal(b), b["first"])) for b in (batch, other)]
+        moved = (priors[0] != priors[1]).flatten(1).any(1)
+        assert moved.nonzero().flatten().tolist() == [changed]
+    first = batch["first"].clone()
+    first[4] = True
+    assert shifted(agent.signal(batch), first)[4].abs().sum() == 0.0
+
+
+def test_encoder_is_frozen_after_its_warm_start(trained):
+    def checksum():
+        state = agent.policy.masked_autoencoder.state_dict()
+        return hashlib.sha256(b"".join(value.numpy().tobytes() for value in state.values())).hexdigest()
+
+    agent = copy.deepcopy(trained)
+    assert bool(agent.policy.grounded)
+    assert not any(p.requires_grad for p in agent.policy.masked_autoencoder.parameters())
+    before = checksum()
+    agent.improve(5)
+    assert checksum() == before
+    assert make(encoder_updates=3).learn(80).policy.grounded
+
+
+def test_masked_autoencoder_is_judged_on_masked_steps_and_learns_a_line():
+    th.manual_seed(0)
+    encoder = MaskedStateAutoencoder(2)
+    masked = encoder.mask(64, th.device("cpu"))
+    assert masked.sum(1).tolist() == [6] * 64  # 40 % of 16
+    slope, place = th.randn(64, 1, 2), th.randn(64, 1, 2)
+    windows = place + slope * th.linspace(-1.0, 1.0, WINDOW).view(1, -1, 1)
+    loss = encoder.loss(windows, masked)
+    told = encoder.outputs(encoder._tokens(encoder.normalized(windows), masked))
+    errors = (told - encoder.normalized(windows)).square().mean(-1)
+    assert loss.item() == pytest.approx(errors[masked].mean().item(), rel=1e-5)
+    optimizer = th.optim.Adam(encoder.parameters(), 1e-3)
+    for _ in range(400):
+        optimizer.zero_grad()
+        loss = encoder.loss(windows, encoder.mask(64, th.device("cpu")))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.1 * encoder.normalized(windows).var().item()
+    assert encoder.embed(windows).shape == (64, 128)
+
+
+# ---------------------------------------------------------------------- drift (13, 14)
+
+
+def test_drift_of_a_wrong_linear_model_golden_numbers():
+    latent, lags = GaussianLatent(1), range(1, 6)
+
+    def predictive(a, lag):
+        return th.tensor([[a**lag], [math.sqrt(0.01 * sum(a ** (2 * i) for i in range(lag)))]], dtype=th.float64)
+
+    assert all(latent.kl(predictive(0.9, lag), predictive(0.9, lag)).item() == 0.0 for lag in lags)
+    kl = np.array([latent.kl(predictive(0.9, lag), predictive(0.8, lag)).item() for lag in lags])
+    assert kl == pytest.approx([0.5, 0.88361, 1.15784, 1.33264, 1.4221], abs=1e-5)
+    drift = Drift({"none": kl}, {"none": kl}, "none")
+    assert [drift.dfm(h) for h in lags] == pytest.approx([0.5, 0.69181, 0.84715, 0.96852, 1.05924], abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def episode():
+    rng, env = np.random.default_rng(0), gym.make("Pendulum-v1")
+    seen, actions = [env.reset(seed=0)[0]], rng.uniform(-1, 1, (40, 1)).astype(np.float32)
+    for action in actions:
+        seen.append(env.step(2.0 * action)[0])
+    return Episode({"observation": np.stack(seen)}, actions)
+
+
+def test_drift_at_lag_one_is_the_one_step_kl(trained, episode):
+    """From every point: DFM(1) is the mean KL that filtering the episode gives, with the same samples."""
+    policy = trained.policy
+    with th.no_grad():
+        observations = {"observation": th.as_tensor(episode.observations["observation"]).unsqueeze(1)}
+        actions = F.pad(th.as_tensor(episode.actions), (0, 0, 1, 0)).unsqueeze(1)
+        first = th.arange(41).unsqueeze(1) == 0
+        th.manual_seed(5)
+        noise = policy.latent.noise(41, 1, device=th.device("cpu"))
+        filtered = policy.rssm.observe(policy.encoder(observations), actions, first, noise)
+        c = shifted(trained._signal_of_episode(observations), first)
+        kl = policy.latent.kl(filtered.posterior, policy.prior(filtered.states.h, c))[1:, 0]
+        many = measure_drift(policy, [episode], 1, trained._signal_of_episode, False, starts=20_000, seed=5)
+    assert many.dfm(1, "real") == pytest.approx(kl.mean().item(), rel=0.02)
+    assert set(many.kl) == {"real", "predicted", "none"}
+    assert many.honest == "predicted"
+
+
+def test_drift_is_reproducible_and_follows_the_recorded_actions(trained, episode):
+    drift = trained.measure_drift([episode], 10, seed=1)
+    again = trained.measure_drift([episode], 10, seed=1)
+    other = trained.measure_drift([episode], 10, seed=2)
+    assert all(np.array_equal(drift.kl[name], again.kl[name]) for name in drift.kl)
+    assert not np.array_equal(drift.kl["none"], other.kl["none"])
+    assert min(values.min() for values in drift.kl.values()) >= 0.0
+    reversed_ = Episode(episode.observations, episode.actions[::-1].copy())
+    assert not np.array_equal(drift.kl["none"], trained.measure_drift([reversed_], 10, seed=1).kl["none"])
+    with pytest.raises(ValueError, match="No episode is longer than the horizon of 41 steps"):
+        trained.measure_drift([episode], 41)
+
+
+# ---------------------------------------------------------------------- replay
+
+
+def test_replay_keeps_episodes_apart_and_in_order():
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    replay = SequenceReplay(40, space, space, "cpu", n_envs=2, action_dim=1, embedding_dim=0)
+    for t in range(12):
+        done = np.array([t == 4, False])
+        obs, following = np.array([[t], [100 + t]], np.float32), np.array([[t + 1], [101 + t]], np.float32)
+        if t > 4:
+            obs[0], following[0] = 50 + t, 51 + t
+        infos = [{"TimeLimit.truncated": False}, {}]
+        replay.add(obs, following, np.full((2, 1), t, np.float32), np.array([t, -t], np.float32), done, infos)
+    assert replay.lengths().tolist() == [14, 13]
+    rows = replay.sequences(th.tensor([0]), th.tensor([0]), 14)
+    seen = rows["observations"]["observation"].flatten().tolist()
+    assert seen == [0, 1, 2, 3, 4, 5, 55, 56, 57, 58, 59, 60, 61, 62]
+    assert rows["first"].flatten().nonzero().flatten().tolist() == [0, 6]
+    assert rows["terminals"].flatten().nonzero().flatten().tolist() == [5]
+    assert rows["actions"].flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 11]
+    assert rows["rewards"].flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 11]
+    window = replay.windows(th.tensor([0, 0]), th.tensor([2, 7]), 4)["observation"].squeeze(-1)
+    assert window.tolist() == [[0, 0, 1, 2], [55, 55, 55, 56]]
+    newest = replay.newest(8, 4)
+    assert newest["observations"]["observation"][:, :, 0].t().tolist() == [[59, 60, 61, 62], [109, 110, 111, 112]]
+
+
+def test_replay_goes_round_and_never_joins_new_to_old():
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    replay = SequenceReplay(10, space, space, "cpu", action_dim=1)
+    for t in range(33):
+        step = np.array([[t]], np.float32)
+        replay.add(step, step + 1, step, np.zeros(1), np.array([False]), [{}])
+    assert replay.size() == 10
+    th.manual_seed(0)
+    rows = replay.draw(500, 4)["observations"]["observation"].squeeze(-1)
+    assert (rows.diff(dim=0) == 1).all()
+    assert (rows.min(), rows.max()) == (24, 33)
+
+
+# ---------------------------------------------------------------------- the agent (15, 16)
+
+
+def test_with_everything_off_girl_is_the_dreamer():
+    """mu = 0, the gate closed, beta at 1 and free nats of 1: the same losses and the same gradients of what both have."""
+    arm, girl = make(**ARM), make(consistency_coef=0.0, trust_region=False)
+    girl.policy.load_state_dict(arm.policy.state_dict(), strict=False)
+    th.nn.init.normal_(girl.policy.grounding.residual.weight)
+    th.nn.init.zeros_(girl.policy.grounding.gate.weight)
+    th.nn.init.constant_(girl.policy.grounding.gate.bias, -50.0)
+    girl.policy.grounded.fill_(True)
+    arm.learn(70)
+    girl.policy.load_state_dict(arm.policy.state_dict(), strict=False)
+    batch = arm._draw()
+    shape = (*batch["first"].shape, 128)
+    losses = [agent.model_loss(batch | {"embeddings": th.randn(shape)}) for agent in (arm, girl)]
+    for name in ("decoder_loss", "reward_loss", "continue_loss", "kl_loss", "trust_region"):
+        assert losses[0][1][name].item() == pytest.approx(losses[1][1][name].item(), rel=1e-6), name
+    assert losses[0][0].item() == pytest.approx(losses[1][0].item(), rel=1e-6)
+    starts = arm.starts(losses[0][2])
+    for ours, theirs in zip(arm.behaviour_losses(starts)[:2], girl.behaviour_losses(starts)[:2], strict=True):
+        assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+
+
+def test_files_keep_the_trust_region(trained, tmp_path):
+    trained.save(tmp_path / "model")
+    loaded = GIRL.load(tmp_path / "model", device="cpu")
+    region = trained.policy.trust_region
+    assert bool(region.active)
+    assert region.delta_0 > 0
+    for name, value in region.state_dict().items():
+        assert th.equal(loaded.policy.trust_region.state_dict()[name], value), name
+    for name, value in trained.policy.ensemble.state_dict().items():
+        assert th.equal(loaded.policy.ensemble.state_dict()[name], value), name
+    assert loaded._warm
+    assert loaded._debt == trained._debt
+
+
+def test_first_radius_is_the_mean_of_the_logged_drifts():
+    agent, drifts = make(warmup_steps=150), []
+    update = agent._one_update
+
+    def look():
+        info = update()
+        if not agent._warm:
+            drifts.append(info["trust_region"].item())
+        return info
+
+    agent._one_update = look
+    agent.learn(300)
+    assert len(drifts) > 10
+    assert agent.policy.trust_region.delta_0.item() == pytest.approx(np.mean(drifts), rel=1e-5)
+
+
+def test_updates_follow_the_train_ratio():
+    agent = make(train_ratio=16.0, learning_starts=50, pretrain_updates=3).learn(250)
+    assert agent._n_updates == 3 + 200 * 16 // 32
+    agent.learn(100, reset_num_timesteps=True)  # begins with random steps again, and goes on training after them
+    assert agent._n_updates == 3 + (200 + 50) * 16 // 32
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"train_ratio": 0.0}, "train_ratio"),
+        ({"batch_length": 1}, "batch_length"),
+        ({"grounding_index": "future"}, "grounding_index is one of causal, literal"),
+        ({"precision": "int8"}, "precision is one of"),
+        ({"grounding": "dinov9"}, "grounding is"),
+        ({"policy_kwargs": {"grounding": None}}, "is an argument of the agent"),
+        ({"policy_kwargs": {"size": "huge"}}, "size is one of default, small"),
+        ({"policy_kwargs": {"depth": 3}}, "no argument 'depth'"),
+        ({"policy_kwargs": {"latent": "binary"}}, "latent is one of"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_words(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        make(**kwargs)
+
+
+def test_compiled_losses_are_the_eager_ones(trained):
+    """The forward passes alone: what a compiler makes of the backward pass takes minutes to build."""
+    agent = copy.deepcopy(trained)
+    batch = agent._draw()
+    with th.no_grad():
+        eager = agent.model_loss(batch)[0]
+        compiled = th.compile(agent.model_loss, backend="aot_eager")(batch)[0]
+    assert compiled.item() == pytest.approx(eager.item(), rel=1e-5)
+
+
+def test_two_environments_and_pictures_beside_vectors():
+    agent = make(make_vec_env("Pendulum-v1", 2)).learn(200)
+    assert agent.replay_buffer.lengths().tolist() == [101, 101]
+    actions, belief = agent.predict(np.zeros((2, 3), np.float32), None, np.ones(2, bool))
+    assert actions.shape == (2, 1)
+    again, _ = agent.predict(np.zeros((2, 3), np.float32), belief, np.array([False, True]), deterministic=True)
+    assert again.shape == (2, 1)
