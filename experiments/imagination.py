@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tether.agents.girl.drift import Episode
+from tether.agents.girl.networks import seen
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -26,31 +27,27 @@ class EpisodeRecorder:
     """
 
     def __init__(self, model: Any) -> None:
-        self.policy = model.policy
+        self.policy, self.space = model.policy, model.observation_space
         self.running: dict[int, list[tuple[dict[str, np.ndarray], np.ndarray]]] = defaultdict(list)
         self.episodes: list[Episode] = []
 
     def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> None:
         env = local["i"]
         action = self.policy.to_model(local["actions"][env : env + 1])[0]
-        self.running[env].append((_row(local["observations"], env), action))
+        self.running[env].append((_row(seen(local["observations"], self.space), env), action))
         if local["done"]:
             last = local["info"].get("terminal_observation")
             if last is not None:
-                seen = [observation for observation, _ in self.running[env]]
-                seen.append({name: np.asarray(part) for name, part in _parts(last).items()})
+                one = {name: np.asarray(part)[None] for name, part in last.items()} if isinstance(last, dict) else np.asarray([last])
+                rows = [observation for observation, _ in self.running[env]] + [_row(seen(one, self.space), 0)]
                 actions = np.stack([action for _, action in self.running[env]])
-                observations = {name: np.stack([one[name] for one in seen]) for name in seen[0]}
+                observations = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
                 self.episodes.append(Episode(observations, actions))
             self.running[env] = []
 
 
-def _parts(observation: Any) -> dict[str, np.ndarray]:
-    return observation if isinstance(observation, dict) else {"observation": observation}
-
-
-def _row(observations: Any, env: int) -> dict[str, np.ndarray]:
-    return {name: np.array(part[env]) for name, part in _parts(observations).items()}
+def _row(observations: dict[str, np.ndarray], env: int) -> dict[str, np.ndarray]:
+    return {name: np.array(part[env]) for name, part in observations.items()}
 
 
 def drift_table(drift: Drift) -> str:

@@ -32,7 +32,7 @@ from .behaviour import lambda_returns, weights_of
 from .drift import Drift, Episode, measure_drift
 from .grounding import shifted
 from .masked_autoencoder import WINDOW
-from .networks import bernoulli_loss, joined, symlog
+from .networks import bernoulli_loss, is_picture, joined, parts_of, symlog
 from .policy import Belief, GIRLPolicy
 from .replay import Batch, SequenceReplay
 from .rssm import Filtered, State
@@ -75,7 +75,7 @@ class GIRL(OffPolicyAgent):
     :param lambda_: of the returns
     :param entropy_coef: weight of the actor's entropy
     :param slow_critic_fraction: how far the slow critic follows the critic at an update
-    :param grounding: "masked-autoencoder" (vectors), or None
+    :param grounding: "masked-autoencoder" (vectors), or None; "auto" is the former where there are vectors
     :param grounding_index: "causal": the prior of z_t sees c_{t-1}; "literal": it sees c_t, which is made of o_t, so that
         the KL falls without better dynamics
     :param consistency_coef: mu, weight of the consistency loss (digest: 0.1)
@@ -131,7 +131,7 @@ class GIRL(OffPolicyAgent):
         lambda_: float = 0.95,
         entropy_coef: float = 3e-4,
         slow_critic_fraction: float = 0.02,
-        grounding: str | None = "masked-autoencoder",
+        grounding: str | None = "auto",
         grounding_index: str = "causal",
         consistency_coef: float = 0.1,
         encoder_updates: int = 2000,
@@ -165,8 +165,8 @@ class GIRL(OffPolicyAgent):
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
             raise ValueError(f"grounding_index is one of {', '.join(INDICES)}, not {grounding_index!r}.")
-        if grounding not in (None, "masked-autoencoder"):
-            raise ValueError(f"grounding is 'masked-autoencoder' or None, not {grounding!r}.")
+        if grounding not in (None, "auto", "masked-autoencoder"):
+            raise ValueError(f"grounding is 'auto', 'masked-autoencoder' or None, not {grounding!r}.")
         super().__init__(
             policy, env, learning_rate, buffer_size, learning_starts, batch_size, gamma=gamma, train_freq=1,
             gradient_steps=1, replay_buffer_class=SequenceReplay, policy_kwargs=policy_kwargs,
@@ -198,9 +198,13 @@ class GIRL(OffPolicyAgent):
     def _setup_model(self) -> None:
         discrete = isinstance(self.action_space, spaces.Discrete)
         action_dim = int(self.action_space.n) if discrete else spaces.flatdim(self.action_space)  # type: ignore[attr-defined]
-        self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": 128 if self.grounding else 0}
+        grounding = self.grounding
+        if grounding == "auto":
+            vectors = any(not is_picture(part) for part in parts_of(self.observation_space).values())
+            grounding = "masked-autoencoder" if vectors else None
+        self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": 128 if grounding else 0}
         own = self.policy_kwargs
-        self.policy_kwargs = {**own, "grounding": self.grounding, "ensemble_members": self.ensemble_members}
+        self.policy_kwargs = {**own, "grounding": grounding, "ensemble_members": self.ensemble_members}
         super()._setup_model()
         self.policy_kwargs = own
         region = self.policy.trust_region
@@ -587,6 +591,7 @@ class GIRL(OffPolicyAgent):
             for name, value in check_finite_info(means, self.num_timesteps).items():
                 self.logger.record(f"train/{name}", value)
             self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+            self.logger.record("train/learning_rate", self.lr_schedule(self._current_progress_remaining))
         super().dump_logs()
 
     # ------------------------------------------------------------------ files

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import torch as th
 from gymnasium import spaces
 from torch import nn
@@ -87,21 +89,44 @@ def is_picture(space: spaces.Space) -> bool:
 
 
 def parts_of(space: spaces.Space) -> dict[str, spaces.Box]:
-    """The parts of an observation by name; a Box alone has the name "observation".
+    """The parts of an observation by name, as the world model sees them: vectors of floats, and pictures of uint8 with the
+    channels first. A space that is no Dict has the name "observation"; a Discrete is seen as one-hot vectors.
 
-    :raises ValueError: for parts that are neither pictures nor floats
+    :raises ValueError: for parts that are none of these, or pictures of several sizes
     """
-    parts = dict(space.spaces) if isinstance(space, spaces.Dict) else {"observation": space}
-    for name, part in parts.items():
+    parts: dict[str, spaces.Box] = {}
+    for name, part in (space.spaces if isinstance(space, spaces.Dict) else {"observation": space}).items():
+        if isinstance(part, spaces.Discrete):
+            part = spaces.Box(0.0, 1.0, (int(part.n),), np.float32)
         if not isinstance(part, spaces.Box) or not (is_picture(part) or part.dtype.kind == "f"):
-            raise ValueError(f"A world model sees uint8 pictures and vectors of floats, and '{name}' is {part}.")
-        if is_picture(part) and (part.shape[1] != part.shape[2] or part.shape[1] not in (16, 32, 64, 128)):
-            raise ValueError(f"Pictures are squares of 16, 32, 64 or 128 pixels, channels first, and '{name}' is {part.shape}.")
-    return parts  # type: ignore[return-value]
+            raise ValueError(f"A world model sees uint8 pictures, vectors of floats and Discrete, and '{name}' is {part}.")
+        parts[name] = part
+    if len({part.shape[1:] for part in parts.values() if is_picture(part)}) > 1:
+        raise ValueError("A world model sees pictures of one size: resize those of the observation.")
+    return parts
+
+
+def seen(observation: Any, space: spaces.Space) -> dict[str, Any]:
+    """Observations (n, ...), arrays or tensors, by name as :func:`parts_of` says that they are seen."""
+    whole = {"observation": space} if not isinstance(space, spaces.Dict) else space.spaces
+    parts = observation if isinstance(space, spaces.Dict) else {"observation": observation}
+    return {name: _one_hot(parts[name], of) if isinstance(of, spaces.Discrete) else parts[name] for name, of in whole.items()}
+
+
+def _one_hot(index: Any, space: spaces.Discrete) -> Any:
+    if isinstance(index, th.Tensor):
+        return F.one_hot(index.long().flatten() - int(space.start), int(space.n)).float()
+    return np.eye(int(space.n), dtype=np.float32)[np.asarray(index).reshape(-1).astype(int) - int(space.start)]
+
+
+def _halvings(shape: tuple[int, ...]) -> tuple[int, tuple[int, int]]:
+    """How often a picture (C, H, W) is halved until about 4 pixels are left, and how many are left of it, padded."""
+    stages = max(1, round(math.log2(min(shape[1:]) / 4)))
+    return stages, (-(-shape[1] // 2**stages), -(-shape[2] // 2**stages))
 
 
 class Encoder(nn.Module):
-    """Pictures through stride-2 convolutions down to 4 x 4, vectors through symlog and an MLP; both joined.
+    """Pictures through stride-2 convolutions down to about 4 x 4, vectors through symlog and an MLP; both joined.
 
     :param parts: spaces by name
     :param cnn_depth: channels of the first convolution, which double
@@ -114,14 +139,16 @@ class Encoder(nn.Module):
         self.vectors = [name for name in parts if name not in self.pictures]
         self.features = 0
         if self.pictures:
-            channels, size = sum(parts[name].shape[0] for name in self.pictures), parts[self.pictures[0]].shape[1]
-            stages: list[nn.Module] = []
-            for i in range(int(math.log2(size / 4))):
+            channels, shape = sum(parts[name].shape[0] for name in self.pictures), parts[self.pictures[0]].shape
+            stages, left = _halvings(shape)
+            padding = [0, left[1] * 2**stages - shape[2], 0, left[0] * 2**stages - shape[1]]
+            layers_: list[nn.Module] = [nn.ZeroPad2d(padding)] if any(padding) else []
+            for i in range(stages):
                 depth = cnn_depth * 2**i
-                stages += [normal(nn.Conv2d(channels, depth, 4, 2, 1, bias=False)), ChannelNorm(depth, eps=EPSILON), nn.SiLU()]
+                layers_ += [normal(nn.Conv2d(channels, depth, 4, 2, 1, bias=False)), ChannelNorm(depth, eps=EPSILON), nn.SiLU()]
                 channels = depth
-            self.cnn = nn.Sequential(*stages, nn.Flatten())
-            self.features += channels * 16
+            self.cnn = nn.Sequential(*layers_, nn.Flatten())
+            self.features += channels * math.prod(left)
         if self.vectors:
             self.mlp = MLP(sum(spaces.flatdim(parts[name]) for name in self.vectors), layers, units)
             self.features += units
@@ -144,30 +171,29 @@ def joined(observations: Mapping[str, th.Tensor], names: list[str]) -> th.Tensor
 
 
 class Decoder(nn.Module):
-    """Pictures and vectors from latent features: transposed convolutions from 4 x 4, and an MLP in symlog space."""
+    """Pictures and vectors from latent features: the encoder's way back, and an MLP in symlog space."""
 
     def __init__(self, features: int, parts: Mapping[str, spaces.Box], cnn_depth: int, layers: int, units: int) -> None:
         super().__init__()
         self.pictures = [name for name, part in parts.items() if is_picture(part)]
         self.vectors = [name for name in parts if name not in self.pictures]
         if self.pictures:
-            self.channels = [parts[name].shape[0] for name in self.pictures]
-            stages = int(math.log2(parts[self.pictures[0]].shape[1] / 4))
+            self.shape = parts[self.pictures[0]].shape
+            stages, left = _halvings(self.shape)
             depths = [cnn_depth * 2**i for i in reversed(range(stages))]
-            self.first = uniform(nn.Linear(features, depths[0] * 16))
-            layer: list[nn.Module] = [nn.Unflatten(-1, (depths[0], 4, 4))]
+            self.first = uniform(nn.Linear(features, depths[0] * math.prod(left)))
+            up: list[nn.Module] = [nn.Unflatten(-1, (depths[0], *left))]
             for a, b in zip(depths, depths[1:], strict=False):
-                up = normal(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False))
-                layer += [up, ChannelNorm(b, eps=EPSILON), nn.SiLU()]
-            layer.append(uniform(nn.ConvTranspose2d(depths[-1], sum(self.channels), 4, 2, 1)))
-            self.cnn = nn.Sequential(*layer)
+                up += [normal(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)), ChannelNorm(b, eps=EPSILON), nn.SiLU()]
+            channels = sum(parts[name].shape[0] for name in self.pictures)
+            self.cnn = nn.Sequential(*up, uniform(nn.ConvTranspose2d(depths[-1], channels, 4, 2, 1)))
         if self.vectors:
             self.mlp = MLP(features, layers, units, sum(spaces.flatdim(parts[name]) for name in self.vectors))
 
     def pixels(self, features: th.Tensor) -> th.Tensor:
         """(..., features) to pictures (..., C, H, W), in units of 1."""
-        pictures = self.cnn(self.first(features.flatten(0, -2))) + 0.5
-        return pictures.view(*features.shape[:-1], *pictures.shape[1:])
+        pictures = self.cnn(self.first(features.flatten(0, -2)))[..., : self.shape[1], : self.shape[2]] + 0.5
+        return pictures.reshape(*features.shape[:-1], *pictures.shape[1:])
 
     def loss(self, features: th.Tensor, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """-log p(o | s) of unit variance without constants and halves, (...): sum of (o_hat - o)^2, of vectors in symlog."""

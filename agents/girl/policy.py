@@ -17,8 +17,8 @@ from .ensemble import Ensemble
 from .grounding import Grounding
 from .masked_autoencoder import MaskedStateAutoencoder
 from .latents import CategoricalLatent, GaussianLatent, Latent
-from .networks import MLP, Decoder, Encoder, SymlogTwoHot, parts_of
-from .rssm import RSSM, Filtered, State
+from .networks import MLP, Decoder, Encoder, SymlogTwoHot, parts_of, seen
+from .rssm import RSSM, State
 from .trust_region import TrustRegion
 
 # Of NM512/dreamerv3-torch, and one for two CPU cores (a proposal).
@@ -151,8 +151,8 @@ class GIRLPolicy(BasePolicy):
 
     # ------------------------------------------------------------------ acting
 
-    def filter(self, observation: dict[str, th.Tensor], belief: Belief | None, starts: np.ndarray) -> State:
-        """The state (n, ...) after seeing an observation.
+    def filter(self, observation: dict[str, th.Tensor], belief: Belief | None, starts: np.ndarray, mode: bool) -> State:
+        """The state (n, ...) after seeing an observation; z is the posterior's mode, or a sample of it.
 
         :param observation: (n, *part) by name
         :param belief: of the step before; None at the beginning
@@ -166,15 +166,18 @@ class GIRLPolicy(BasePolicy):
             actions = th.as_tensor(belief.action, device=device).unsqueeze(0)
         embedding = self.encoder(observation).unsqueeze(0)
         noise = self.latent.noise(1, n, device=device)
-        filtered: Filtered = self.rssm.observe(embedding, actions, first, noise, before)
-        return State(filtered.states.h[0], filtered.states.z[0])
+        states, posterior = self.rssm.observe(embedding, actions, first, noise, before)
+        return State(states.h[0], self.latent.mode(posterior[0]) if mode else states.z[0])
 
     @th.inference_mode()
     def act(
         self, observation: dict[str, th.Tensor], belief: Belief | None, starts: np.ndarray, deterministic: bool
     ) -> tuple[np.ndarray, Belief]:
-        """Actions (n, A) as the world model takes them, and what to remember."""
-        state = self.filter(observation, belief, starts)
+        """Actions (n, A) as the world model takes them, and what to remember.
+
+        :param deterministic: the likeliest latent and action; NM512 samples the latent in evaluations too
+        """
+        state = self.filter(observation, belief, starts, deterministic)
         description = self.actor.describe(state.features)
         if deterministic:
             action = self.actor.mode(description)
@@ -216,11 +219,11 @@ class GIRLPolicy(BasePolicy):
     def rows_of(self, observation: Any) -> tuple[dict[str, th.Tensor], bool]:
         """Observations by name (n, *part) on the device, and whether there may be several."""
         tensors, vectorized = self.obs_to_tensor(observation)
-        rows = tensors if isinstance(tensors, dict) else {"observation": tensors}
+        rows = seen(tensors, self.observation_space)
         return {name: value if value.dtype == th.uint8 else value.float() for name, value in rows.items()}, vectorized
 
     def _predict(self, observation: Any, deterministic: bool = False) -> th.Tensor:
-        rows = observation if isinstance(observation, dict) else {"observation": observation}
+        rows = seen(observation, self.observation_space)
         n = len(next(iter(rows.values())))
         actions, _ = self.act(rows, None, np.ones(n, bool), deterministic)
         return th.as_tensor(actions)

@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import BaseBuffer
 
-from .networks import parts_of
+from .networks import parts_of, seen
 
 Batch = dict[str, Any]
 
@@ -66,18 +66,18 @@ class SequenceReplay(BaseBuffer):
 
         :param action: (n_envs, action_dim), as the world model takes it
         """
-        before, after = _parts(obs), _parts(next_obs)
+        before, after = seen(obs, self.observation_space), seen(next_obs, self.observation_space)
         for env in np.flatnonzero(self.begins).tolist():
             self._write(env, {name: value[env] for name, value in before.items()}, None, 0.0, False)
         for env in range(self.n_envs):
             terminal = bool(done[env]) and not infos[env].get("TimeLimit.truncated", False)
-            seen = {name: value[env] for name, value in after.items()}
-            self._write(env, seen, action[env], float(reward[env]), terminal)
+            row = {name: value[env] for name, value in after.items()}
+            self._write(env, row, action[env], float(reward[env]), terminal)
         self.begins = np.asarray(done, bool).copy()
 
-    def _write(self, env: int, seen: dict[str, Any], action: Any, reward: float, terminal: bool) -> None:
+    def _write(self, env: int, parts: dict[str, Any], action: Any, reward: float, terminal: bool) -> None:
         row, first = int(self.totals[env] % self.buffer_size), action is None
-        for name, value in seen.items():
+        for name, value in parts.items():
             self.observations[name][row, env] = th.as_tensor(value)
         self.actions[row, env] = 0.0 if first else th.as_tensor(action, dtype=th.float32)
         self.rewards[row, env], self.terminals[row, env], self.first[row, env] = reward, float(terminal), first
@@ -179,7 +179,3 @@ class SequenceReplay(BaseBuffer):
 
     def _get_samples(self, batch_inds: np.ndarray, env: Any = None) -> Any:
         return self.sample(len(batch_inds))
-
-
-def _parts(observation: Any) -> dict[str, np.ndarray]:
-    return observation if isinstance(observation, dict) else {"observation": observation}

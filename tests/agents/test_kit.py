@@ -163,6 +163,8 @@ def test_set_env_and_continue(subject):
 
 def test_train_and_eval_mode(subject):
     """Dropout is on while learning and off while acting."""
+    if not subject.activations:
+        pytest.skip(f"{subject.name} has its own activations")
     modes = []
 
     class Look(th.nn.Module):

@@ -19,6 +19,7 @@ class Subject:
     :param small: arguments that make it quick
     :param learns: arguments and env steps with which it solves an identity task
     :param spaces: action spaces it supports; the others of SB3 it must refuse in words
+    :param activations: whether its policy takes ``net_arch`` and ``activation_fn``
     :param trust_region: whether it has one, and so logs its size and bound
     """
 
@@ -28,6 +29,7 @@ class Subject:
     steps: int
     spaces: tuple[type[spaces.Space[Any]], ...] = field(default=(spaces.Box, spaces.Discrete))
     trust_region: bool = True
+    activations: bool = True
 
     @property
     def name(self) -> str:
@@ -116,6 +118,7 @@ SUBJECTS = [
             "horizon": 3,
         },
         steps=1_000,
+        activations=False,
     ),
     Subject(PPO, small=SMALL, learns=IDENTITY, steps=6_000, spaces=ALL_SPACES),
     Subject(R2VPO, small=SMALL, learns={**IDENTITY, "delta": 0.1}, steps=6_000, spaces=ALL_SPACES),
