@@ -128,8 +128,8 @@ def _markdown(result: dict[str, Any]) -> str:
     how = "bfloat16, every update one CUDA graph" if result["device"] == "cuda" else "float32, not compiled"
     return "\n".join([
         f"# Speed of the world models, size {result['size']}", "",
-        f"`{result['command']}` on {where}; on {result['device']}. Sequences {shape['batch_size']} x {shape['batch_length']} of "
-        f"cartpole's states, horizon 15; {how} where nothing else is said, other precision is {other}. Medians over "
+        f"`{result['command']}` on {where}; on {result['device']}. Sequences {shape['batch_size']} x {shape['batch_length']} "
+        f"of cartpole's states, horizon 15; {how} where nothing else is said, other precision is {other}. Medians over "
         f"{len(next(iter(rates.values())))} rounds, ranges in brackets. An update is the world model's, the actor's and the "
         "critic's; the masked autoencoder's embeddings lie in the replay memory.", "",
         *table(["what", "updates per second", "time of an update / the arm's"], body),

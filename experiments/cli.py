@@ -132,12 +132,13 @@ BENCH_OPTIONS = {  # that only some benches take
 
 def _add_bench(commands: Any) -> None:
     p = commands.add_parser("bench", help="training speed beside its peers, in the same process")
-    p.add_argument("what", choices=("on-policy", "offline", "inference", "flow", "images", "safety", "guardian", "world-model"))
+    benches = ("on-policy", "offline", "inference", "flow", "images", "safety", "guardian", "world-model")
+    p.add_argument("what", choices=benches)
     p.add_argument("--env", nargs="+", metavar="ID", help="environments (default: five, from CartPole to Humanoid)")
     p.add_argument("--only", nargs="+", metavar="NAME", help="only these contestants, as the table names them")
     p.add_argument("--rounds", type=_whole, default=5, metavar="N", help="each trains once a round (default: 5)")
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
-    p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="of offline, images, guardian, world-model (default: auto)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="of those that take one (default: auto)")
     p.add_argument("--size", choices=("small", "default"), help="of world-model's networks (default: default)")
     p.add_argument("--fql", type=Path, metavar="DIR", help="the FQL authors' code, which then races in flow (needs JAX)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")

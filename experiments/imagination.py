@@ -38,7 +38,8 @@ class EpisodeRecorder:
         if local["done"]:
             last = local["info"].get("terminal_observation")
             if last is not None:
-                one = {name: np.asarray(part)[None] for name, part in last.items()} if isinstance(last, dict) else np.asarray([last])
+                is_dict = isinstance(last, dict)
+                one = {name: np.asarray([part]) for name, part in last.items()} if is_dict else np.asarray([last])
                 rows = [observation for observation, _ in self.running[env]] + [_row(seen(one, self.space), 0)]
                 actions = np.stack([action for _, action in self.running[env]])
                 observations = {name: np.stack([row[name] for row in rows]) for name in rows[0]}

@@ -421,8 +421,8 @@ def _held(folder: Path) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what a run wrote that left no checkpoint to continue from."""
-    written = ("*monitor.csv", "events.out.tfevents.*", "progress.csv", "evaluations.csv", "drift.csv", "*model.zip", "nonfinite-*")
-    for pattern in written:
+    tables = ("*monitor.csv", "progress.csv", "evaluations.csv", "drift.csv")
+    for pattern in (*tables, "events.out.tfevents.*", "*model.zip", "nonfinite-*"):
         for path in folder.glob(pattern):
             path.unlink()
 

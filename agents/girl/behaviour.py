@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
+from .latents import HALF_LOG_2PIE
 from .networks import MLP
 
 UNIMIX = 0.01
@@ -59,7 +58,7 @@ class Actor(nn.Module):
         """In nats, (...); of the Gaussian before it is scaled back."""
         if self.discrete:
             return -(description.exp() * description).sum(-1)
-        return (description[..., 1, :].log() + 0.5 * (1.0 + math.log(2.0 * math.pi))).sum(-1)
+        return (description[..., 1, :].log() + HALF_LOG_2PIE).sum(-1)
 
     def log_prob(self, description: th.Tensor, actions: th.Tensor) -> th.Tensor:
         """Of actions (..., A), (...)."""

@@ -6,6 +6,8 @@ how they are kept apart (bootstrap masks) completes it.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
@@ -30,7 +32,7 @@ class Ensemble(nn.Module):
         super().__init__()
         self.latent, self.members = latent, members
         widths = (features + action_dim, units, units, latent.statistics)
-        pairs = zip(widths, widths[1:], strict=False)
+        pairs = pairwise(widths)
         self.layers = nn.ModuleList(BatchedLinear(members, a, b, lecun_normal) for a, b in pairs)
 
     def forward(self, inputs: th.Tensor) -> th.Tensor:

@@ -112,7 +112,7 @@ class GIRL(OffPolicyAgent):
     }
     captures: bool = True  # on a GPU an update is one CUDA graph
     policy: GIRLPolicy
-    replay_buffer: SequenceReplay
+    replay_buffer: SequenceReplay  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -169,7 +169,7 @@ class GIRL(OffPolicyAgent):
             raise ValueError(f"grounding is 'auto', 'masked-autoencoder' or None, not {grounding!r}.")
         super().__init__(
             policy, env, learning_rate, buffer_size, learning_starts, batch_size, gamma=gamma, train_freq=1,
-            gradient_steps=1, replay_buffer_class=SequenceReplay, policy_kwargs=policy_kwargs,
+            gradient_steps=1, replay_buffer_class=SequenceReplay, policy_kwargs=policy_kwargs,  # type: ignore[arg-type]
             stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose, seed=seed, device=device,
             support_multi_env=True, sde_support=False, supported_action_spaces=(spaces.Box, spaces.Discrete),
         )  # fmt: skip
@@ -424,8 +424,8 @@ class GIRL(OffPolicyAgent):
         self._follow(self.actor_optimizer, actor_loss, terms, starts, self.behaviour_grad_norm)
         self._follow(self.critic_optimizer, critic_loss, terms, starts, self.behaviour_grad_norm)
         with th.no_grad():
-            slow, critic = list(policy.slow_critic.parameters()), list(policy.critic.parameters())
-            th._foreach_lerp_(slow, critic, self.slow_critic_fraction)
+            slow: list[th.Tensor] = [*policy.slow_critic.parameters()]
+            th._foreach_lerp_(slow, [*policy.critic.parameters()], self.slow_critic_fraction)
         return {key: value.detach() for key, value in (info | terms).items()}
 
     def _precision(self) -> Any:
@@ -492,8 +492,8 @@ class GIRL(OffPolicyAgent):
         batch = dict(batch)
         if wrapper.norm_obs:
             moments = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"observation": wrapper.obs_rms}
-            seen = {name: scaled(batch["observations"][name], of.mean, of.var, wrapper.clip_obs) for name, of in moments.items()}
-            batch["observations"] = batch["observations"] | seen
+            parts, clip = batch["observations"], wrapper.clip_obs
+            batch["observations"] = parts | {name: scaled(parts[name], of.mean, of.var, clip) for name, of in moments.items()}
         if wrapper.norm_reward:
             batch["rewards"] = scaled(batch["rewards"], 0.0, wrapper.ret_rms.var, wrapper.clip_reward)
         return batch

@@ -35,12 +35,13 @@ class Grounding(nn.Module):
         if psi == "identity" and embedding != dim:
             raise ValueError(f"psi='identity' needs an encoder of width {dim}, and this one has {embedding}.")
         self.dim, self.latent = dim, latent
-        self.psi: nn.Module = nn.Identity()
+        self.psi = nn.Sequential()  # the identity
         if psi != "identity":
-            self.psi = nn.Sequential(nn.LayerNorm(embedding, elementwise_affine=False), nn.Linear(embedding, dim))
-        if psi == "frozen":
-            nn.init.orthogonal_(self.psi[1].weight)  # type: ignore[index]
-            self.psi.requires_grad_(False)
+            linear = nn.Linear(embedding, dim)
+            self.psi = nn.Sequential(nn.LayerNorm(embedding, elementwise_affine=False), linear)
+            if psi == "frozen":
+                nn.init.orthogonal_(linear.weight)
+                self.psi.requires_grad_(False)
         self.gate = nn.Linear(deter + dim, latent.grounded)
         nn.init.constant_(self.gate.bias, CLOSED)
         self.residual = nn.Linear(dim, latent.grounded, bias=False)  # W_c

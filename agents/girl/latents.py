@@ -6,10 +6,13 @@ standard deviation (..., 2, D) of a diagonal Gaussian. Samples are flat, (..., f
 
 from __future__ import annotations
 
+import math
 from typing import Protocol
 
 import torch as th
 from torch.nn import functional as F
+
+HALF_LOG_2PIE = 0.5 * (1.0 + math.log(2.0 * math.pi))  # entropy of a standard normal
 
 
 class Latent(Protocol):
@@ -131,11 +134,12 @@ class GaussianLatent:
         return 0.5 * (ratio - 1.0 - ratio.log() + ((mean - other) / wide).square()).sum(-1)
 
     def entropy(self, description: th.Tensor) -> th.Tensor:
-        return th.distributions.Normal(*description.unbind(-2)).entropy().sum(-1)
+        return (description[..., 1, :].log() + HALF_LOG_2PIE).sum(-1)
 
     def nll(self, predicted: th.Tensor, target: th.Tensor) -> th.Tensor:
         """Of the target's mean."""
-        return -th.distributions.Normal(*predicted.unbind(-2)).log_prob(target[..., 0, :]).sum(-1)
+        mean, std = predicted.unbind(-2)
+        return -th.distributions.Normal(mean, std).log_prob(target[..., 0, :]).sum(-1)
 
     def disagreement(self, members: th.Tensor) -> th.Tensor:
         """0.5 sum_d log(1 + Var_k(mu_kd) / mean_k sigma_kd^2), the population variance."""

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import torch as th
@@ -20,6 +21,8 @@ from ..common.value_distributions import TwoHot
 EPSILON = 1e-3  # of every layer norm
 TRUNCATED_STD = 0.87962566103423978  # of a standard normal that is cut at +-2
 
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
 
 def symlog(x: th.Tensor) -> th.Tensor:
     """sign(x) log(1 + |x|)."""
@@ -31,14 +34,15 @@ def symexp(x: th.Tensor) -> th.Tensor:
     return x.sign() * x.abs().expm1()
 
 
-def _fans(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> float:
+def _fans(layer: nn.Module) -> float:
     """Mean of inputs and outputs of a layer."""
     if isinstance(layer, nn.Linear):
         return (layer.in_features + layer.out_features) / 2.0
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))
     return math.prod(layer.kernel_size) * (layer.in_channels + layer.out_channels) / 2.0
 
 
-def normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
+def normal(layer: Layer) -> Layer:
     """Weights of variance 1 / mean(in, out), cut at two standard deviations; zero bias."""
     std = math.sqrt(1.0 / _fans(layer)) / TRUNCATED_STD
     nn.init.trunc_normal_(layer.weight, std=std, a=-2.0 * std, b=2.0 * std)
@@ -47,7 +51,7 @@ def normal(layer: nn.Linear | nn.Conv2d | nn.ConvTranspose2d) -> nn.Module:
     return layer
 
 
-def uniform(layer: nn.Linear | nn.ConvTranspose2d, scale: float = 1.0) -> nn.Module:
+def uniform(layer: Layer, scale: float = 1.0) -> Layer:
     """Weights uniform with variance ``scale`` / mean(in, out); zero bias."""
     limit = math.sqrt(3.0 * scale / _fans(layer))
     nn.init.uniform_(layer.weight, -limit, limit)
@@ -56,11 +60,26 @@ def uniform(layer: nn.Linear | nn.ConvTranspose2d, scale: float = 1.0) -> nn.Mod
     return layer
 
 
-class Dense(nn.Sequential):
-    """Linear without bias, layer norm, SiLU; (..., in) to (..., out)."""
+class Dense(nn.Module):
+    """Linear without bias, layer norm, SiLU; (..., in) to (..., out).
+
+    Where the input is of two halves of which one is there early, its part of the product can be made early.
+    """
 
     def __init__(self, features: int, units: int) -> None:
-        super().__init__(normal(nn.Linear(features, units, bias=False)), nn.LayerNorm(units, eps=EPSILON), nn.SiLU())
+        super().__init__()
+        self.linear, self.norm = normal(nn.Linear(features, units, bias=False)), nn.LayerNorm(units, eps=EPSILON)
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return F.silu(self.norm(self.linear(x)))
+
+    def early(self, x: th.Tensor) -> th.Tensor:
+        """The part of the product that belongs to the last inputs (..., n)."""
+        return F.linear(x, self.linear.weight[:, -x.shape[-1] :])
+
+    def late(self, x: th.Tensor, early: th.Tensor) -> th.Tensor:
+        """The layer, from its first inputs (B, m) and the part of the others (B, out)."""
+        return F.silu(self.norm(th.addmm(early, x, self.linear.weight[:, : x.shape[-1]].t())))
 
 
 class MLP(nn.Sequential):
@@ -71,7 +90,7 @@ class MLP(nn.Sequential):
 
     def __init__(self, features: int, layers: int, units: int, outputs: int | None = None, scale: float = 1.0) -> None:
         widths = [features, *[units] * layers]
-        dense: list[nn.Module] = [Dense(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+        dense: list[nn.Module] = [Dense(a, b) for a, b in pairwise(widths)]
         self.features = outputs or units
         super().__init__(*dense, *([] if outputs is None else [uniform(nn.Linear(widths[-1], outputs), scale)]))
 
@@ -141,13 +160,13 @@ class Encoder(nn.Module):
         if self.pictures:
             channels, shape = sum(parts[name].shape[0] for name in self.pictures), parts[self.pictures[0]].shape
             stages, left = _halvings(shape)
-            padding = [0, left[1] * 2**stages - shape[2], 0, left[0] * 2**stages - shape[1]]
-            layers_: list[nn.Module] = [nn.ZeroPad2d(padding)] if any(padding) else []
+            padding = (0, left[1] * 2**stages - shape[2], 0, left[0] * 2**stages - shape[1])
+            down: list[nn.Module] = [nn.ZeroPad2d(padding)] if any(padding) else []
             for i in range(stages):
                 depth = cnn_depth * 2**i
-                layers_ += [normal(nn.Conv2d(channels, depth, 4, 2, 1, bias=False)), ChannelNorm(depth, eps=EPSILON), nn.SiLU()]
+                down += [normal(nn.Conv2d(channels, depth, 4, 2, 1, bias=False)), ChannelNorm(depth, eps=EPSILON), nn.SiLU()]
                 channels = depth
-            self.cnn = nn.Sequential(*layers_, nn.Flatten())
+            self.cnn = nn.Sequential(*down, nn.Flatten())
             self.features += channels * math.prod(left)
         if self.vectors:
             self.mlp = MLP(sum(spaces.flatdim(parts[name]) for name in self.vectors), layers, units)
@@ -183,7 +202,7 @@ class Decoder(nn.Module):
             depths = [cnn_depth * 2**i for i in reversed(range(stages))]
             self.first = uniform(nn.Linear(features, depths[0] * math.prod(left)))
             up: list[nn.Module] = [nn.Unflatten(-1, (depths[0], *left))]
-            for a, b in zip(depths, depths[1:], strict=False):
+            for a, b in pairwise(depths):
                 up += [normal(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)), ChannelNorm(b, eps=EPSILON), nn.SiLU()]
             channels = sum(parts[name].shape[0] for name in self.pictures)
             self.cnn = nn.Sequential(*up, uniform(nn.ConvTranspose2d(depths[-1], channels, 4, 2, 1)))

@@ -15,8 +15,8 @@ from torch import nn
 from .behaviour import Actor, ReturnScale
 from .ensemble import Ensemble
 from .grounding import Grounding
-from .masked_autoencoder import MaskedStateAutoencoder
 from .latents import CategoricalLatent, GaussianLatent, Latent
+from .masked_autoencoder import MaskedStateAutoencoder
 from .networks import MLP, Decoder, Encoder, SymlogTwoHot, parts_of, seen
 from .rssm import RSSM, State
 from .trust_region import TrustRegion
@@ -60,6 +60,8 @@ class GIRLPolicy(BasePolicy):
     :param ensemble_members: K; 0 is none
     :param sizes: deter, hidden, variables, classes, units, cnn_depth, encoder_layers, encoder_units, ensemble_units
     """
+
+    grounded: th.Tensor
 
     def __init__(
         self,

@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch as th
 from torch import nn
-from torch.nn import functional as F
 
 from .latents import Latent
 from .networks import EPSILON, Dense, normal, uniform
@@ -70,25 +69,22 @@ class RSSM(nn.Module):
 
     def advance(self, state: State, pushed: th.Tensor) -> th.Tensor:
         """h_t from the state at t - 1 and the action's part of the first layer (B, hidden)."""
-        linear, norm, activation = self.inputs
-        x = activation(norm(th.addmm(pushed, state.z, linear.weight[:, : self.latent.features].t())))
+        x = self.inputs.late(state.z, pushed)
         parts = self.gru_norm(self.gru(th.cat((x, state.h), -1))).float()
         reset, candidate, update = parts.chunk(3, -1)
         return state.h.lerp((reset.sigmoid() * candidate).tanh(), (update - 1.0).sigmoid())
 
     def pushed(self, actions: th.Tensor) -> th.Tensor:
         """The part of the first layer that belongs to actions (..., A)."""
-        return F.linear(actions, self.inputs[0].weight[:, self.latent.features :])
+        return self.inputs.early(actions)
 
     def posterior(self, h: th.Tensor, seen: th.Tensor) -> th.Tensor:
         """q(z | h, e), described; ``seen`` is e's part of its first layer."""
-        linear, norm, activation = self.posterior_hidden
-        hidden = activation(norm(th.addmm(seen, h, linear.weight[:, : self.deter].t())))
-        return self.latent.describe(self.posterior_out(hidden))
+        return self.latent.describe(self.posterior_out(self.posterior_hidden.late(h, seen)))
 
     def seen(self, embeddings: th.Tensor) -> th.Tensor:
         """The part of the posterior's first layer that belongs to embeddings (..., E)."""
-        return F.linear(embeddings, self.posterior_hidden[0].weight[:, self.deter :])
+        return self.posterior_hidden.early(embeddings)
 
     def observe(
         self, embeddings: th.Tensor, actions: th.Tensor, first: th.Tensor, noise: th.Tensor, before: State | None = None

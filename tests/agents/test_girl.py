@@ -119,7 +119,8 @@ def test_kl_halves_and_free_nats():
 def test_lambda_returns_golden_numbers():
     ones, discounts = th.ones(4), th.full((4,), 0.99)
     assert lambda_returns(ones, discounts, th.zeros(4), 0.95).tolist() == pytest.approx([2.82504025, 1.9405, 1.0], abs=1e-6)
-    assert lambda_returns(ones, discounts, th.full((4,), 2.0), 0.95).tolist() == pytest.approx([4.768539, 3.90169, 2.98], abs=1e-5)
+    twos = th.full((4,), 2.0)
+    assert lambda_returns(ones, discounts, twos, 0.95).tolist() == pytest.approx([4.768539, 3.90169, 2.98], abs=1e-5)
     changed = th.tensor([7.0, 1.0, 1.0, 1.0])  # what belongs to the start state does not count
     assert th.equal(lambda_returns(changed, discounts, changed, 0.95), lambda_returns(ones, discounts, ones, 0.95))
     assert weights_of(th.tensor([0.9, 0.5, 0.2, 0.1])).tolist() == pytest.approx([1.0, 0.9, 0.45])
@@ -130,8 +131,10 @@ def test_return_scale_is_the_moving_quantile():
     scale.update(returns)
     assert th.allclose(scale.percentiles, th.quantile(returns.flatten(), th.tensor([0.05, 0.95])))
     scale = ReturnScale()
-    scale.update(returns)
-    assert scale.scale.item() == pytest.approx(max(1.0, 0.01 * (returns.quantile(0.95) - returns.quantile(0.05)).item()), rel=1e-5)
+    scale.update(100.0 * returns)
+    spread = (returns.quantile(0.95) - returns.quantile(0.05)).item()
+    assert scale.scale.item() == pytest.approx(spread, rel=1e-5)  # a hundredth of a hundred times that
+    assert ReturnScale().scale.item() == 1.0
 
 
 def test_two_hot_log_prob_of_two_bins_is_that_of_all():
