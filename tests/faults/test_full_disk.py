@@ -61,7 +61,7 @@ def dying_at(call: int) -> Iterator[list[int]]:
 
 
 def agent_of(subject):
-    return subject.make(make_vec_env(subject.world, 2, seed=1), policy_kwargs={"net_arch": [8]})
+    return subject.make(make_vec_env(subject.world, 2, seed=1), **subject.tiny)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS, ids=lambda s: s.name)

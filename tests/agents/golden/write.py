@@ -17,7 +17,7 @@ if __name__ == "__main__":
     for subject in SUBJECTS:
         path = Path(__file__).parent / f"{subject.name}.zip"
         if not path.exists():
-            agent = subject.make(subject.world, policy_kwargs={"net_arch": [4]}).learn(300)
+            agent = subject.make(subject.world, **subject.tiny).learn(300)
             agent.save(path)
             np.save(path.with_suffix(".npy"), agent.predict(observations, deterministic=True)[0])
     for offline in OFFLINE_SUBJECTS:
