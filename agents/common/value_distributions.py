@@ -51,11 +51,18 @@ class CategoricalValue(nn.Module):
 
     @abstractmethod
     def probabilities(self, targets: th.Tensor) -> th.Tensor:
-        """The histogram (B, n_bins) of scalar targets (B,)."""
+        """The histogram (..., n_bins) of scalar targets (...)."""
+
+    def log_prob(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
+        """sum_i p_i(t) log softmax_i, (...); outputs (..., n_bins), targets (...).
+
+        Of a two-hot target two bins would be enough, but torch.compile's (2.13) gradient of a gather here is wrong.
+        """
+        return (self.probabilities(targets) * F.log_softmax(outputs, dim=-1)).sum(-1)
 
     def loss(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
         """mean( -sum_i p_i(t) log softmax_i ); outputs (B, n_bins), targets (B,)."""
-        return -(self.probabilities(targets) * F.log_softmax(outputs, dim=-1)).sum(-1).mean()
+        return -self.log_prob(outputs, targets).mean()
 
     def expectation(self, outputs: th.Tensor) -> th.Tensor:
         """sum_i softmax_i m_i, (..., n_bins) to (...)."""
@@ -101,14 +108,6 @@ class TwoHot(CategoricalValue):
     def probabilities(self, targets: th.Tensor) -> th.Tensor:
         t = targets.clamp(self.low, self.high).unsqueeze(-1)
         return (1.0 - (t - self.values.to(targets.dtype)).abs() / self.width).clamp(min=0.0)
-
-    def log_prob(self, outputs: th.Tensor, targets: th.Tensor) -> th.Tensor:
-        """sum_i p_i(t) log softmax_i, (...), from the two hot bins alone; outputs (..., n_bins), targets (...)."""
-        place = (targets.clamp(self.low, self.high) - self.low) / self.width
-        below = place.floor().clamp(max=self.outputs - 2)
-        bins = th.stack((below, below + 1.0), -1).long()
-        low, high = outputs.gather(-1, bins).unbind(-1)
-        return low.lerp(high, place - below) - outputs.logsumexp(-1)
 
 
 VALUE_LOSSES = ("hl_gauss", "two_hot", "mse")
