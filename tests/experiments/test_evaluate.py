@@ -141,7 +141,7 @@ class TestBareModels:
     def test_agent_that_is_not_in_the_catalogue(self, refused, tmp_path: Path) -> None:
         A2C("MlpPolicy", "CartPole-v1", device="cpu").save(tmp_path / "a2c.zip")
         sentence = refused("evaluate", tmp_path / "a2c.zip", "--trust", "--env", "CartPole-v1")
-        assert f"{tmp_path / 'a2c.zip'} was saved by none of BPO, HyperDDQN, HyperPPO, MDPO, " in sentence
+        assert f"{tmp_path / 'a2c.zip'} was saved by none of BPO, GIRL, HyperDDQN, HyperPPO, MDPO, " in sentence
 
     def test_without_env(self, refused, bare: Path) -> None:
         sentence = refused("evaluate", bare, "--trust")

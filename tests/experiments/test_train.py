@@ -387,9 +387,9 @@ class TestInterrupt:
     ) -> None:
         original, counts = callbacks.evaluate, []
 
-        def spy(model: PPO, env: VecNormalize, episodes: int, deterministic: bool) -> Any:
+        def spy(model: PPO, env: VecNormalize, *how: Any) -> Any:
             counts.append([env.obs_rms.count, model.get_vec_normalize_env().obs_rms.count])
-            result = original(model, env, episodes, deterministic)
+            result = original(model, env, *how)
             counts[-1].append(env.obs_rms.count)  # evaluations move no statistics
             return result
 
