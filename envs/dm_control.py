@@ -11,8 +11,9 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
+from .distractors import DistractedPixels
 from .mujoco import same_physics
-from .suite import PoolTask, Suite, installed
+from .suite import EnvError, PoolTask, Suite, installed
 
 _FORM = re.compile(r"dm_control/(?P<domain>\w+)-(?P<task>\w+)-v0")
 
@@ -115,6 +116,7 @@ def _make(
     image_size: int = 64,
     camera_id: int = 0,
     fast_render: bool = False,
+    distraction: float = 0.0,
     action_repeat: int = 1,
     max_episode_steps: int | None = None,
 ) -> gym.Env:
@@ -122,12 +124,15 @@ def _make(
 
     :param from_pixels: observe (image_size, image_size, 3) uint8 pictures of camera `camera_id`
     :param fast_render: see `PixelObservation`
+    :param distraction: strength of moving textures and drifting colours in the pictures, up to 1; see `DistractedPixels`
     :param action_repeat: physics steps of the suite per step; the episode has that many fewer
     :param max_episode_steps: a time limit, in steps of the result, shorter than the suite's own
     """
     match = _FORM.fullmatch(env_id)
     if match is None or env_id not in _ids():
         raise gym.error.NameNotFound(env_id)
+    if not 0.0 <= distraction <= 1.0 or (distraction and not from_pixels):
+        raise EnvError(f"distraction is a strength in [0, 1] and needs from_pixels=True, not {distraction}.")
     from dm_control import suite
     from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
@@ -144,6 +149,7 @@ def _make(
         env = ActionRepeat(env, action_repeat)
     if from_pixels:
         env = PixelObservation(env, image_size, camera_id, fast_render)
+        env = DistractedPixels(env, camera_id, distraction) if distraction else env
     elif flatten:
         env = FlatObservation(env, names)
     return gym.wrappers.TimeLimit(env, max_episode_steps) if max_episode_steps else env

@@ -31,20 +31,22 @@ from ..common.threads import threads_for, use_threads
 from .behaviour import lambda_returns, weights_of
 from .drift import Drift, Episode, measure_drift
 from .grounding import shifted
-from .masked_autoencoder import WINDOW
-from .networks import bernoulli_loss, is_picture, joined, parts_of, symlog
+from .masked_autoencoder import RATE, WIDTH, WINDOW
+from .networks import bernoulli_loss, is_picture, joined, parts_of
+from .picture_encoders import NETWORKS, FrozenEncoder, newest_frame, picture_encoder
 from .policy import Belief, GIRLPolicy
 from .replay import Batch, SequenceReplay
 from .rssm import Filtered, State
+from .student import CHECKED
 
 DYNAMICS, REPRESENTATION = 0.5, 0.1  # weights of the two halves of the balanced KL (NM512)
 FREE_NATS = 1.0
+GROUNDINGS = ("auto", "masked-autoencoder", *NETWORKS)
 INDICES = ("causal", "literal")
 PRECISIONS = ("auto", "float32", "bfloat16")
 BEHAVIOUR = ("actor_optimizer", "critic_optimizer")
 NEWEST = 1000  # steps that the performance loss looks at
-ENCODER_BATCH = 64  # windows per update of the masked autoencoder
-EMBED_AT_ONCE = 2048
+EMBED_AT_ONCE = {True: 2048, False: 64}  # rows: windows of vectors, pictures
 
 Info = dict[str, th.Tensor]
 
@@ -75,9 +77,14 @@ class GIRL(OffPolicyAgent):
     :param lambda_: of the returns
     :param entropy_coef: weight of the actor's entropy
     :param slow_critic_fraction: how far the slow critic follows the critic at an update
-    :param grounding: "masked-autoencoder" (vectors), or None; "auto" is the former where there are vectors
+    :param grounding: the frozen encoder: "masked-autoencoder" for vectors; "efficientnet-lite0", "dinov2-small",
+        "dinov2-base" or "random" (the control) for pictures; None; "auto" is the first, for pictures alone the second
+    :param encoder_weights: folder of a DINOv2 model, as ``save_pretrained`` writes it
+    :param distill: a student learns to give c, and takes the place of the pictures' encoder where it can (GIRL-Distill)
+    :param distill_interval: updates between two of the student
     :param grounding_index: "causal": the prior of z_t sees c_{t-1}; "literal": it sees c_t, which is made of o_t, so that
         the KL falls without better dynamics
+    :param predicted_share: of the sequences of a batch, whose prior is trained on what imagination gives it, f_psi(z)
     :param consistency_coef: mu, weight of the consistency loss (digest: 0.1)
     :param encoder_updates: of the masked autoencoder's warm start
     :param trust_region: False: beta stays 1
@@ -109,6 +116,7 @@ class GIRL(OffPolicyAgent):
         "dreamerv3": {"grounding": None, "trust_region": False, "ensemble_members": 0},
         "no-grounding": {"grounding": None},
         "fixed-beta": {"trust_region": False, "ensemble_members": 0},
+        "distill": {"distill": True, "distill_interval": 4, "ensemble_interval": 4},
     }
     captures: bool = True  # on a GPU an update is one CUDA graph
     policy: GIRLPolicy
@@ -132,7 +140,11 @@ class GIRL(OffPolicyAgent):
         entropy_coef: float = 3e-4,
         slow_critic_fraction: float = 0.02,
         grounding: str | None = "auto",
+        encoder_weights: str | None = None,
+        distill: bool = False,
+        distill_interval: int = 1,
         grounding_index: str = "causal",
+        predicted_share: float = 0.5,
         consistency_coef: float = 0.1,
         encoder_updates: int = 2000,
         trust_region: bool = True,
@@ -156,31 +168,35 @@ class GIRL(OffPolicyAgent):
         _init_setup_model: bool = True,
     ) -> None:
         require_at_least(1, batch_size=batch_size, horizon=horizon, ensemble_interval=ensemble_interval)
-        require_at_least(1, radius_interval=radius_interval)
+        require_at_least(1, radius_interval=radius_interval, distill_interval=distill_interval)
         require_at_least(2, batch_length=batch_length)
         require_at_least(0, pretrain_updates=pretrain_updates, warmup_steps=warmup_steps, ensemble_members=ensemble_members)
         if not train_ratio > 0.0:
             raise ValueError(f"train_ratio is replayed steps per env step, above 0, not {train_ratio}.")
+        if not 0.0 <= predicted_share <= 1.0:
+            raise ValueError(f"predicted_share is a share of the sequences in [0, 1], not {predicted_share}.")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
             raise ValueError(f"grounding_index is one of {', '.join(INDICES)}, not {grounding_index!r}.")
-        if grounding not in (None, "auto", "masked-autoencoder"):
-            raise ValueError(f"grounding is 'auto', 'masked-autoencoder' or None, not {grounding!r}.")
+        if grounding is not None and grounding not in GROUNDINGS:
+            raise ValueError(f"grounding is one of {', '.join(GROUNDINGS)} or None, not {grounding!r}.")
         super().__init__(
             policy, env, learning_rate, buffer_size, learning_starts, batch_size, gamma=gamma, train_freq=1,
             gradient_steps=1, replay_buffer_class=SequenceReplay, policy_kwargs=policy_kwargs,  # type: ignore[arg-type]
             stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose, seed=seed, device=device,
             support_multi_env=True, sde_support=False, supported_action_spaces=(spaces.Box, spaces.Discrete),
         )  # fmt: skip
-        for name in ("grounding", "ensemble_members"):
+        for name in ("grounding", "embedding_dim", "distill", "ensemble_members"):
             if name in (policy_kwargs or {}):
                 raise ValueError(f"{name} is an argument of the agent, and none of policy_kwargs.")
         self.behaviour_learning_rate = behaviour_learning_rate
         self.pretrain_updates, self.batch_length, self.train_ratio = pretrain_updates, batch_length, train_ratio
         self.horizon, self.lambda_, self.entropy_coef = horizon, lambda_, entropy_coef
         self.slow_critic_fraction = slow_critic_fraction
-        self.grounding, self.grounding_index, self.consistency_coef = grounding, grounding_index, consistency_coef
+        self.grounding, self.grounding_index, self.predicted_share = grounding, grounding_index, predicted_share
+        self.encoder_weights, self.distill, self.distill_interval = encoder_weights, distill, distill_interval
+        self.consistency_coef = consistency_coef
         self.encoder_updates, self.trust_region, self.warmup_steps = encoder_updates, trust_region, warmup_steps
         self.radius_interval, self.beta_step_size = radius_interval, beta_step_size
         self.tau_eig, self.tau_rpl = tau_eig, tau_rpl
@@ -191,20 +207,23 @@ class GIRL(OffPolicyAgent):
         self._warm = False  # whether delta_0 is set
         self._belief: Belief | None = None
         self._meter = Meter()
-        self._graphs: dict[bool, CapturedCall] = {}
+        self._graphs: dict[tuple[bool, bool], CapturedCall] = {}
+        self._encoder: FrozenEncoder | None = None  # of pictures, made when it is needed
+        self._phi_dim: int | None = None
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         discrete = isinstance(self.action_space, spaces.Discrete)
         action_dim = int(self.action_space.n) if discrete else spaces.flatdim(self.action_space)  # type: ignore[attr-defined]
-        grounding = self.grounding
-        if grounding == "auto":
-            vectors = any(not is_picture(part) for part in parts_of(self.observation_space).values())
-            grounding = "masked-autoencoder" if vectors else None
-        self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": 128 if grounding else 0}
+        if self._phi_dim is None:
+            self._phi_dim = self._width_of_phi()
+        self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": self._phi_dim}
         own = self.policy_kwargs
-        self.policy_kwargs = {**own, "grounding": grounding, "ensemble_members": self.ensemble_members}
+        self.policy_kwargs = {
+            **own, "grounding": self.encoder_name, "embedding_dim": self._phi_dim, "distill": self.distill,
+            "ensemble_members": self.ensemble_members,
+        }  # fmt: skip
         super()._setup_model()
         self.policy_kwargs = own
         region = self.policy.trust_region
@@ -216,6 +235,8 @@ class GIRL(OffPolicyAgent):
         self.critic_optimizer = self._adam(self.policy.critic.parameters(), behaviour_rate, 1e-5)
         if self.policy.ensemble is not None:
             self.ensemble_optimizer = self._adam(self.policy.ensemble.parameters(), rate, 1e-8)
+        if self.policy.student is not None:
+            self.student_optimizer = self._adam(self.policy.student.parameters(), rate, 1e-8)
         losses: tuple[Callable[[Batch], Any], ...] = (self.model_loss, self.behaviour_losses)
         self._losses = tuple(map(CompiledCall, losses)) if self.compile_loss else losses
 
@@ -226,13 +247,35 @@ class GIRL(OffPolicyAgent):
     # ------------------------------------------------------------------ the world model
 
     def signal(self, batch: Batch) -> th.Tensor | None:
-        """The grounding vectors c_t (T, B, dim) of a batch, 0 before grounding starts; None without grounding."""
-        grounding = self.policy.grounding
-        return None if grounding is None else grounding.signal(batch["embeddings"]) * self.policy.grounded
+        """The grounding vectors c_t (T, B, dim) of a batch, 0 before grounding starts; None without grounding.
+
+        A student that is in use gives all of them, and in any case those of rows that were not embedded.
+        """
+        grounding, student = self.policy.grounding, self.policy.student
+        if grounding is None:
+            return None
+        c = grounding.signal(batch["embeddings"])
+        if student is not None:
+            told = batch["told"] if "told" in batch else student(self._frames(batch["observations"])).detach()
+            c = th.where((student.in_use | ~batch["known"]).unsqueeze(-1), told.float(), c)
+        return c * self.policy.grounded
 
     def conditions(self, c: th.Tensor | None, first: th.Tensor) -> th.Tensor | None:
         """What of the signal the prior of z_t sees: c_{t-1}, or c_t in literal mode."""
         return c if c is None or self.grounding_index == "literal" else shifted(c, first)
+
+    def trained_conditions(self, c: th.Tensor | None, z: th.Tensor, first: th.Tensor) -> th.Tensor | None:
+        """The same, but f_psi(z_{t-1}), as in imagination, in the first ``predicted_share`` of the sequences (proposal).
+
+        A prior that only ever saw c leans on what it does not have in imagination.
+        """
+        real = self.conditions(c, first)
+        predicted = round(self.predicted_share * first.shape[1])
+        if real is None or not predicted:
+            return real
+        c_hat = self.policy.predicted_signal(z[:, :predicted].detach())
+        assert c_hat is not None
+        return th.cat((shifted(c_hat.detach().float(), first[:, :predicted]), real[:, predicted:]), 1)
 
     def observe(self, batch: Batch) -> Filtered:
         """Filter a batch of sequences, with its noise."""
@@ -261,7 +304,7 @@ class GIRL(OffPolicyAgent):
         policy = self.policy
         filtered = self.observe(batch)
         c = self.signal(batch)
-        prior = policy.prior(filtered.states.h, self.conditions(c, batch["first"]))
+        prior = policy.prior(filtered.states.h, self.trained_conditions(c, filtered.states.z, batch["first"]))
         features = filtered.states.features
         terms = {
             "decoder_loss": policy.decoder.loss(features, batch["observations"]).mean(),
@@ -318,13 +361,15 @@ class GIRL(OffPolicyAgent):
 
     def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
         """Grounding vectors (T, 1, dim) of an episode's observations (T, 1, ...)."""
-        encoder, grounding = self.policy.masked_autoencoder, self.policy.grounding
-        if encoder is None or grounding is None:
+        if self.policy.grounding is None:
             return None
-        states = joined(observations, self.policy.encoder.vectors).squeeze(1)
-        steps = th.arange(len(states), device=states.device)
-        windows = states[(steps.unsqueeze(1) - th.arange(WINDOW - 1, -1, -1, device=states.device)).clamp(min=0)]
-        return grounding.signal(encoder.embed(windows).half()).unsqueeze(1) * self.policy.grounded
+        encoder, length = self.encoder, len(next(iter(observations.values())))
+        back = th.arange(encoder.window - 1, -1, -1)
+        rows = (th.arange(length).unsqueeze(1) - back).clamp(min=0).to(self.device)
+        at_once = rows.split(EMBED_AT_ONCE[encoder.window > 1])
+        phi = th.cat([encoder.embed({name: part[of, 0] for name, part in observations.items()}) for of in at_once])
+        known = th.ones(length, 1, dtype=th.bool, device=self.device)
+        return self.signal({"observations": observations, "embeddings": phi.half().unsqueeze(1), "known": known})
 
     # ------------------------------------------------------------------ behaviour
 
@@ -401,16 +446,19 @@ class GIRL(OffPolicyAgent):
 
     # ------------------------------------------------------------------ training
 
-    def _update(self, batch: Batch, with_ensemble: bool) -> Info:
+    def _update(self, batch: Batch, with_ensemble: bool, with_student: bool) -> Info:
         """One update of everything, from one batch of sequences; reads nothing back."""
         policy = self.policy
+        distilled = self._distil(batch, with_student)
         with self._precision():
             loss, info, filtered = self._losses[0](batch)
+        info |= distilled
         self._step(self.model_optimizer, loss, info, batch, self.model_grad_norm)
         if self.trust_region:
             policy.trust_region.update(info["trust_region"])
             info["trust_region_bound"], info["beta"] = policy.trust_region.bound, policy.trust_region.beta.clone()
-        if with_ensemble and policy.ensemble is not None:
+        if with_ensemble:
+            assert policy.ensemble is not None
             with self._precision():
                 ensemble_loss = policy.ensemble.loss(*self.transitions(batch, filtered))
             self._step(self.ensemble_optimizer, ensemble_loss, {"ensemble_loss": ensemble_loss}, batch, self.model_grad_norm)
@@ -427,6 +475,25 @@ class GIRL(OffPolicyAgent):
             slow: list[th.Tensor] = [*policy.slow_critic.parameters()]
             th._foreach_lerp_(slow, [*policy.critic.parameters()], self.slow_critic_fraction)
         return {key: value.detach() for key, value in (info | terms).items()}
+
+    def _distil(self, batch: Batch, with_student: bool) -> Info:
+        """Put what the student says of a batch beside it, and let it learn from the encoder."""
+        student, grounding = self.policy.student, self.policy.grounding
+        if student is None or grounding is None:
+            return {}
+        with self._precision(), th.set_grad_enabled(with_student):
+            told = student(self._frames(batch["observations"]))
+        batch["told"] = told.detach().float()
+        if not with_student:
+            return {}
+        loss = student.loss(told, grounding.signal(batch["embeddings"]), batch["known"])
+        self._step(self.student_optimizer, loss, {"distill_loss": loss}, batch, self.model_grad_norm)
+        student.follow(loss)
+        return {"distill_loss": student.average.clone(), "student_in_use": student.in_use.float()}
+
+    def _frames(self, observations: dict[str, th.Tensor]) -> th.Tensor:
+        """What the student sees: the newest frames (..., 3 pictures, H, W)."""
+        return th.cat([newest_frame(observations[name]) for name in self.policy.encoder.pictures], -3)
 
     def _precision(self) -> Any:
         """What the networks compute in; statistics, samples and losses are float32 in any case."""
@@ -461,14 +528,18 @@ class GIRL(OffPolicyAgent):
                 self._refresh_radius()
 
     def _one_update(self) -> Info:
-        batch, with_ensemble = self._draw(), self._n_updates % self.ensemble_interval == 0
+        batch = self._draw()
+        with_ensemble = self.policy.ensemble is not None and self._n_updates % self.ensemble_interval == 0
+        with_student = self.policy.student is not None and self._n_updates % self.distill_interval == 0
+        parts = with_ensemble, with_student
         if self.device.type != "cuda" or not self.captures:
-            return self._update(batch, with_ensemble)
-        if with_ensemble not in self._graphs:
+            return self._update(batch, *parts)
+        if parts not in self._graphs:
             optimizers = [self.model_optimizer, self.actor_optimizer, self.critic_optimizer]
-            optimizers += [self.ensemble_optimizer] if with_ensemble and self.policy.ensemble is not None else []
-            self._graphs[with_ensemble] = CapturedCall(lambda batch: self._update(batch, with_ensemble), *optimizers)
-        return self._graphs[with_ensemble](batch)
+            optimizers += [self.ensemble_optimizer] if with_ensemble else []
+            optimizers += [self.student_optimizer] if with_student else []
+            self._graphs[parts] = CapturedCall(lambda batch: self._update(batch, *parts), *optimizers)
+        return self._graphs[parts](batch)
 
     def _draw(self) -> Batch:
         return self._with_noise(self.replay_buffer.draw(self.batch_size, self.batch_length))
@@ -506,43 +577,71 @@ class GIRL(OffPolicyAgent):
             update_learning_rate(getattr(self, name), behaviour_rate if name in BEHAVIOUR else rate)
 
     def _optimizers(self) -> list[str]:
-        return ["model_optimizer", *BEHAVIOUR, *(["ensemble_optimizer"] if self.ensemble_members else [])]
+        further = {"ensemble_optimizer": self.ensemble_members, "student_optimizer": self.distill}
+        return ["model_optimizer", *BEHAVIOUR, *(name for name, there in further.items() if there)]
 
     # ------------------------------------------------------------------ grounding
 
-    def _embed_waiting(self) -> None:
-        """Give the rows that were collected their embeddings; the first time the autoencoder learns before."""
-        encoder = self.policy.masked_autoencoder
-        if encoder is None:
-            return
-        if not self.policy.grounded:
-            self._warm_start()
-        env, number = self.replay_buffer.waiting()
-        for rows, numbers in zip(env.split(EMBED_AT_ONCE), number.split(EMBED_AT_ONCE), strict=True):
-            self.replay_buffer.set_embeddings(rows, numbers, encoder.embed(self._windows(rows, numbers)))
+    @property
+    def encoder_name(self) -> str | None:
+        """The frozen encoder that ``grounding`` stands for here."""
+        if self.grounding != "auto":
+            return self.grounding
+        vectors = any(not is_picture(part) for part in parts_of(self.observation_space).values())
+        return "masked-autoencoder" if vectors else "efficientnet-lite0"
 
-    def _windows(self, env: th.Tensor, number: th.Tensor) -> th.Tensor:
-        """The latest states at each of some rows, (N, 16, width)."""
-        windows = self.replay_buffer.windows(env, number, WINDOW)
-        return joined(windows, self.policy.encoder.vectors)
+    @property
+    def encoder(self) -> FrozenEncoder:
+        """What gives Phi: the policy's masked autoencoder, or the encoder of pictures, which is no part of a saved agent."""
+        if self.encoder_name == "masked-autoencoder":
+            assert self.policy.masked_autoencoder is not None
+            return self.policy.masked_autoencoder
+        if self._encoder is None:
+            assert self.encoder_name is not None
+            pictures = [name for name, part in parts_of(self.observation_space).items() if is_picture(part)]
+            self._encoder = picture_encoder(self.encoder_name, pictures, self.encoder_weights).to(self.device)
+        return self._encoder
+
+    def _width_of_phi(self) -> int:
+        """:raises ValueError: where a student would have nothing to learn from"""
+        name = self.encoder_name
+        if self.distill and name in (None, "masked-autoencoder"):
+            raise ValueError("distill=True learns from an encoder of pictures: ground with one, or leave distill out.")
+        return {None: 0, "masked-autoencoder": WIDTH}[name] if name in (None, "masked-autoencoder") else self.encoder.dim
+
+    def _embed_waiting(self) -> None:
+        """Give the rows that were collected their embeddings; the first time a masked autoencoder learns before."""
+        policy, memory = self.policy, self.replay_buffer
+        if policy.grounding is None:
+            return
+        if not policy.grounded:
+            if policy.masked_autoencoder is not None:
+                self._warm_start()
+            policy.grounded.fill_(True)
+        encoder, in_use = self.encoder, policy.student is not None and bool(policy.student.in_use)
+        at_once = EMBED_AT_ONCE[encoder.window > 1]
+        for env, number in zip(*(part.split(at_once) for part in memory.waiting(CHECKED if in_use else 1)), strict=True):
+            memory.set_embeddings(env, number, encoder.embed(memory.windows(env, number, encoder.window)))
 
     def _warm_start(self) -> None:
-        """Train the masked autoencoder on what was collected, then freeze it; grounding starts (proposal)."""
-        encoder = self.policy.masked_autoencoder
+        """Train the masked autoencoder on what was collected."""
+        encoder, memory = self.policy.masked_autoencoder, self.replay_buffer
         assert encoder is not None
-        lengths = th.as_tensor(self.replay_buffer.lengths())
-        everything = [(th.full((n,), e), th.arange(n)) for e, n in enumerate(lengths.tolist())]
-        encoder.moments.update(symlog(th.cat([self._windows(e, n)[:, -1] for e, n in everything])))
-        encoder.requires_grad_(True).train()
-        optimizer = self._adam(encoder.parameters(), 1e-3, 1e-8)
-        for _ in range(self.encoder_updates):
-            env = th.randint(self.n_envs, (ENCODER_BATCH,))
-            number = (th.rand(ENCODER_BATCH, dtype=th.float64) * lengths[env]).long()
-            loss = encoder.loss(self._windows(env, number), encoder.mask(ENCODER_BATCH, self.device))
-            self._step(optimizer, loss, {"encoder_loss": loss}, {})
-        self._meter.add({"encoder_loss": loss.detach()})
-        encoder.requires_grad_(False).eval()
-        self.policy.grounded.fill_(True)
+        lengths = th.as_tensor(memory.lengths())
+        optimizer = self._adam(encoder.parameters(), RATE, 1e-8)
+
+        def windows(env: th.Tensor, number: th.Tensor, width: int) -> th.Tensor:
+            return joined(memory.windows(env, number, width), encoder.vectors)
+
+        def draw(size: int) -> th.Tensor:
+            env = th.randint(self.n_envs, (size,))
+            return windows(env, (th.rand(size, dtype=th.float64) * lengths[env]).long(), WINDOW)
+
+        states = [windows(th.full((n,), env), th.arange(n), 1)[:, 0] for env, n in enumerate(lengths.tolist())]
+        loss = encoder.warm_start(
+            th.cat(states), draw, self.encoder_updates, lambda loss: self._step(optimizer, loss, {"encoder_loss": loss}, {})
+        )
+        self._meter.add({"encoder_loss": loss})
 
     # ------------------------------------------------------------------ experience
 
@@ -610,8 +709,8 @@ class GIRL(OffPolicyAgent):
         self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
 
     def _excluded_save_params(self) -> list[str]:
-        made = ["replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_losses"]  # by the constructor
-        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", *made]
+        made = ("replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_losses")  # by the constructor
+        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "_encoder", *made]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizers()], []

@@ -6,28 +6,35 @@ masked steps only and the warm start complete that and are not verified.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+
 import torch as th
 from torch import nn
 
 from ..common.normalization import RunningMoments
-from .networks import symlog
+from .networks import joined, symlog
 
 WINDOW = 16
 MASKED = 0.4
 WIDTH = 128
+BATCH = 64  # windows of an update of the warm start
+RATE = 1e-3
 
 
 class MaskedStateAutoencoder(nn.Module):
     """A two-layer Transformer over the latest states; ``embed`` is what grounds, and is frozen after the warm start.
 
     :param features: width of a state
+    :param vectors: names of the observations' parts that are the state
     """
 
     dim = WIDTH
-    name = "masked state autoencoder"
+    window = WINDOW
+    name = "masked-autoencoder"
 
-    def __init__(self, features: int) -> None:
+    def __init__(self, features: int, vectors: Sequence[str] = ("observation",)) -> None:
         super().__init__()
+        self.vectors = list(vectors)
         self.moments = RunningMoments((features,))
         self.inputs, self.outputs = nn.Linear(features, WIDTH), nn.Linear(WIDTH, features)
         self.position = nn.Parameter(0.02 * th.randn(WINDOW, WIDTH))
@@ -57,9 +64,28 @@ class MaskedStateAutoencoder(nn.Module):
         return self.transformer(tokens + self.position)
 
     @th.no_grad()
-    def embed(self, windows: th.Tensor) -> th.Tensor:
-        """Phi: the mean over the tokens of the unmasked window; (B, 16, features) to (B, 128)."""
-        return self._tokens(self.normalized(windows), None).mean(1)
+    def embed(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
+        """Phi: the mean over the tokens of the unmasked window; (B, 16, *part) by name to (B, 128)."""
+        return self._tokens(self.normalized(joined(observations, self.vectors)), None).mean(1)
+
+    def warm_start(
+        self, states: th.Tensor, draw: Callable[[int], th.Tensor], updates: int, step: Callable[[th.Tensor], None]
+    ) -> th.Tensor:
+        """Learn from what was collected, then freeze (proposal).
+
+        :param states: all of it (N, features), for the moments
+        :param draw: (B, 16, features) windows of it
+        :param step: takes a loss, and the optimiser one step
+        :return: the last loss
+        """
+        self.moments.update(symlog(states))
+        self.requires_grad_(True).train()
+        loss = states.new_zeros(())
+        for _ in range(updates):
+            loss = self.loss(draw(BATCH), self.mask(BATCH, states.device))
+            step(loss)
+        self.requires_grad_(False).eval()
+        return loss.detach()
 
     @staticmethod
     def mask(batch_size: int, device: th.device) -> th.Tensor:

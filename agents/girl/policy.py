@@ -19,6 +19,7 @@ from .latents import CategoricalLatent, GaussianLatent, Latent
 from .masked_autoencoder import MaskedStateAutoencoder
 from .networks import MLP, Decoder, Encoder, SymlogTwoHot, parts_of, seen
 from .rssm import RSSM, State
+from .student import Student
 from .trust_region import TrustRegion
 
 # Of NM512/dreamerv3-torch, and one for two CPU cores (a proposal).
@@ -54,9 +55,11 @@ class GIRLPolicy(BasePolicy):
     :param size: "default" (DreamerV3's small model) or "small"; the arguments below take the place of single numbers
     :param latent: "categorical", or "gaussian" with ``variables`` dimensions
     :param layers: of every head
-    :param grounding: see :class:`GIRL`
+    :param grounding: name of the frozen encoder, see :class:`GIRL`; None is none
+    :param embedding_dim: width of its Phi; a masked autoencoder, which is part of the policy, has its own
     :param grounding_dim: width of c
     :param psi: see :class:`Grounding`; a masked autoencoder's embedding is c already
+    :param distill: with a student that learns to give c
     :param ensemble_members: K; 0 is none
     :param sizes: deter, hidden, variables, classes, units, cnn_depth, encoder_layers, encoder_units, ensemble_units
     """
@@ -72,8 +75,10 @@ class GIRLPolicy(BasePolicy):
         latent: str = "categorical",
         layers: int = 2,
         grounding: str | None = None,
+        embedding_dim: int = 0,
         grounding_dim: int = 128,
         psi: str = "trained",
+        distill: bool = False,
         ensemble_members: int = 5,
         **sizes: int,
     ) -> None:
@@ -86,8 +91,8 @@ class GIRLPolicy(BasePolicy):
         if latent not in LATENTS:
             raise ValueError(f"latent is one of {', '.join(LATENTS)}, not {latent!r}.")
         self.arguments = {
-            "size": size, "latent": latent, "layers": layers, "grounding": grounding, "grounding_dim": grounding_dim,
-            "psi": psi, "ensemble_members": ensemble_members, **sizes,
+            "size": size, "latent": latent, "layers": layers, "grounding": grounding, "embedding_dim": embedding_dim,
+            "grounding_dim": grounding_dim, "psi": psi, "distill": distill, "ensemble_members": ensemble_members, **sizes,
         }  # fmt: skip
         numbers = SIZES[size] | sizes
         self.parts = parts_of(observation_space)
@@ -104,11 +109,16 @@ class GIRLPolicy(BasePolicy):
         self.two_hot = SymlogTwoHot()
         self.reward = MLP(features, layers, units, self.two_hot.outputs, scale=0.0)
         self.going_on = MLP(features, layers, units, 1)
-        self.masked_autoencoder, self.grounding = None, None
-        if grounding is not None:
-            self.masked_autoencoder = MaskedStateAutoencoder(self._vector_width()).requires_grad_(False)
+        self.masked_autoencoder, self.grounding, self.student = None, None, None
+        if grounding == "masked-autoencoder":
+            vectors = self.encoder.vectors
+            self.masked_autoencoder = MaskedStateAutoencoder(self._vector_width(), vectors).requires_grad_(False)
             self.grounding = Grounding(self.masked_autoencoder.dim, self.latent, numbers["deter"], psi="identity")
-        self.register_buffer("grounded", th.zeros((), dtype=th.bool))  # after the encoder's warm start
+        elif grounding is not None:
+            self.grounding = Grounding(embedding_dim, self.latent, numbers["deter"], grounding_dim, psi)
+        if distill:
+            self.student = Student(grounding_dim, len(self.encoder.pictures))
+        self.register_buffer("grounded", th.zeros((), dtype=th.bool))  # after the warm start
         self.ensemble = (
             Ensemble(features, self.action_dim, self.latent, ensemble_members, numbers["ensemble_units"])
             if ensemble_members

@@ -52,8 +52,10 @@ class SequenceReplay(BaseBuffer):
         self.rewards, self.terminals, self.first = self._empty(), self._empty(), self._empty(dtype=th.bool)
         self.ages = self._empty(dtype=th.int32)  # rows since the episode's first
         self.embeddings = th.zeros(size if embedding_dim else 0, n_envs, embedding_dim, device=self.device, dtype=th.float16)
+        self.known = self._empty(dtype=th.bool)  # whether a row has its embedding
         self.totals = np.zeros(n_envs, np.int64)  # rows ever written
-        self.embedded = np.zeros(n_envs, np.int64)  # of these, how many have their embedding
+        self.looked = np.zeros(n_envs, np.int64)  # of these, how many :meth:`waiting` has given or passed over
+        self.passed = False  # whether it passed over some
         self.begins = np.ones(n_envs, bool)  # whether the next row is an episode's first
 
     def _empty(self, shape: tuple[int, ...] = (), dtype: th.dtype = th.float32) -> th.Tensor:
@@ -82,6 +84,7 @@ class SequenceReplay(BaseBuffer):
         self.actions[row, env] = 0.0 if first else th.as_tensor(action, dtype=th.float32)
         self.rewards[row, env], self.terminals[row, env], self.first[row, env] = reward, float(terminal), first
         self.ages[row, env] = 0 if first else self.ages[row - 1, env] + 1
+        self.known[row, env] = False
         self.totals[env] += 1
         self.pos, self.full = int(self.totals.max() % self.buffer_size), bool((self.totals >= self.buffer_size).any())
 
@@ -92,7 +95,7 @@ class SequenceReplay(BaseBuffer):
     def reset(self) -> None:
         """Forget everything."""
         self.pos, self.full = 0, False
-        self.totals, self.embedded = np.zeros(self.n_envs, np.int64), np.zeros(self.n_envs, np.int64)
+        self.totals, self.looked = np.zeros(self.n_envs, np.int64), np.zeros(self.n_envs, np.int64)
         self.begins = np.ones(self.n_envs, bool)
 
     # ------------------------------------------------------------------ reading
@@ -145,6 +148,7 @@ class SequenceReplay(BaseBuffer):
         }
         if len(self.embeddings):
             batch["embeddings"] = self._take(self.embeddings, flat, length)
+            batch["known"] = self._take(self.known, flat, length)
         return batch
 
     def _take(self, values: th.Tensor, flat: th.Tensor, length: int) -> th.Tensor:
@@ -161,17 +165,30 @@ class SequenceReplay(BaseBuffer):
         rows = (number.unsqueeze(1) - back) % self.buffer_size
         return {name: value[rows, env.unsqueeze(1)] for name, value in self.observations.items()}
 
-    def waiting(self) -> tuple[th.Tensor, th.Tensor]:
-        """Rings and numbers (N,) of the rows that have no embedding yet; they count as embedded from here on."""
-        begin = np.maximum(self.embedded, self.totals - self.lengths())
+    def waiting(self, every: int = 1) -> tuple[th.Tensor, th.Tensor]:
+        """Rings and numbers (N,) of the rows that came since the last call and should get their embeddings.
+
+        :param every: only one row in so many; the next call with 1 gives the others too
+        """
+        again = every == 1 and self.passed
+        if again:
+            self.looked[:] = 0
+        begin = np.maximum(self.looked, self.totals - self.lengths())
         numbers = [np.arange(a, b) for a, b in zip(begin, self.totals, strict=True)]
-        env = np.repeat(np.arange(self.n_envs), [len(of) for of in numbers])
-        self.embedded = self.totals.copy()
-        return th.as_tensor(env), th.as_tensor(np.concatenate(numbers))
+        env = th.arange(self.n_envs).repeat_interleave(th.tensor([len(of) for of in numbers]))
+        number = th.as_tensor(np.concatenate(numbers))
+        self.looked = self.totals.copy()
+        wanted = number % every == 0
+        if again:
+            rows = (number % self.buffer_size).to(self.device), env.to(self.device)
+            wanted &= ~self.known[rows].cpu()
+        self.passed = every > 1
+        return env[wanted], number[wanted]
 
     def set_embeddings(self, env: th.Tensor, number: th.Tensor, embeddings: th.Tensor) -> None:
         """Keep the embeddings (N, D) of rows."""
-        self.embeddings[(number % self.buffer_size).to(self.device), env.to(self.device)] = embeddings.half()
+        rows = (number % self.buffer_size).to(self.device), env.to(self.device)
+        self.embeddings[rows], self.known[rows] = embeddings.half(), True
 
     def sample(self, batch_size: int, env: Any = None) -> Any:
         """Refused: sequences are drawn with :meth:`draw`."""

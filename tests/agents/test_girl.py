@@ -361,7 +361,7 @@ def test_masked_autoencoder_is_judged_on_masked_steps_and_learns_a_line():
         loss.backward()
         optimizer.step()
     assert loss.item() < 0.1 * encoder.normalized(windows).var().item()
-    assert encoder.embed(windows).shape == (64, 128)
+    assert encoder.embed({"observation": windows}).shape == (64, 128)
 
 
 # ---------------------------------------------------------------------- drift (13, 14)

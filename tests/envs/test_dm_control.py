@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from tether.envs import make_env, make_vec
+from tether.envs.distractors import COLOUR, DistractedPixels
 from tether.envs.dm_control import SUITE
+from tether.envs.suite import EnvError
 
 
 @pytest.mark.parametrize("env_id", ["dm_control/fish-swim-v0", "dm_control/manipulator-bring_ball-v0"])
@@ -141,3 +143,35 @@ def test_every_task_runs(env_id: str) -> None:
     assert venv.reset().shape == (1, *observation.shape)
     env.close()
     venv.close()
+
+
+@pytest.mark.usefixtures("renderer")
+def test_distraction_changes_the_background_and_nothing_of_the_task() -> None:
+    """Sky and floor are texture, the body keeps its shape; rewards, and pictures of the same seed, are the same."""
+    arguments: dict[str, Any] = {"from_pixels": True, "fast_render": True}
+    clean, wild, again = (make_env("dm_control/walker-walk-v0", **arguments, distraction=d) for d in (0.0, 1.0, 1.0))
+    _, one, same = (env.reset(seed=3)[0] for env in (clean, wild, again))
+    np.testing.assert_array_equal(one, same)
+    layers = wild
+    while not isinstance(layers, DistractedPixels):
+        layers = layers.env  # type: ignore[attr-defined]
+    action = wild.action_space.sample()
+    texture = layers.texture.picture(0)
+    for _ in range(20):
+        after, reward, *_ = clean.step(action)
+        distracted, distracted_reward, *_ = wild.step(action)
+        assert reward == distracted_reward
+        behind = layers.background()
+        assert 0.8 < behind.mean() < 0.99
+        np.testing.assert_array_equal(distracted[behind], layers.texture.picture(layers.steps)[behind])
+        tint = 1.0 + COLOUR * np.sin(layers.tints[0] + layers.tints[1] * layers.steps)
+        np.testing.assert_allclose(distracted[~behind], np.minimum(after[~behind] * tint, 255.0), atol=1.0)
+    assert np.abs(layers.texture.picture(20).astype(int) - texture).mean() > 20  # it moves
+    assert np.abs(wild.reset()[0].astype(int) - one).mean() > 20  # the next episode has another
+
+
+def test_distraction_is_for_pictures() -> None:
+    with pytest.raises(EnvError, match=r"distraction is a strength in \[0, 1\] and needs from_pixels=True, not 0.5"):
+        make_env("dm_control/walker-walk-v0", distraction=0.5)
+    with pytest.raises(EnvError, match=r"not 2\.0"):
+        make_env("dm_control/walker-walk-v0", from_pixels=True, distraction=2.0)
