@@ -6,7 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 
 from .errors import UsageError
 from .manifest import git_revision, hardware, versions, write_atomically, write_json
@@ -14,6 +16,7 @@ from .markdown import table
 
 ENV = "dm_control/cartpole-swingup-v0"
 COLLECTED = 1500  # random steps in the replay memory
+COLLECTED_PICTURES = 300
 SIZES: dict[str, dict[str, Any]] = {
     "small": {"policy_kwargs": {"size": "small"}, "batch_size": 8, "batch_length": 32},
     "default": {"batch_size": 16, "batch_length": 64},
@@ -36,6 +39,36 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
         "compile_loss": True, "precision": "other", "ensemble_interval": 4,
     },
 }  # fmt: skip
+PICTURES: dict[str, dict[str, Any]] = {
+    BASE: ARM,
+    "+ trust region": CONTESTANTS["+ trust region"],
+    "+ ensemble": CONTESTANTS["+ ensemble"],
+    "+ grounding": {**ARM, "grounding": "efficientnet-lite0"},
+    WHOLE: {},
+    "GIRL, ensemble every 4th update": {"ensemble_interval": 4},
+    "GIRL-Distill": {"distill": True, "distill_interval": 4, "ensemble_interval": 4},
+    "GIRL-Distill, student every update": {"distill": True, "ensemble_interval": 4},
+}
+
+
+class Textures(gym.Env):
+    """Pictures (3, 64, 64) that need no renderer: an update costs the same whatever they show."""
+
+    observation_space, action_space = spaces.Box(0, 255, (3, 64, 64), np.uint8), spaces.Box(-1.0, 1.0, (1,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+        from tether.envs.distractors import MovingTexture
+
+        super().reset(seed=seed)
+        self.texture, self.steps = MovingTexture(64, self.np_random), 0
+        return self._picture(), {}
+
+    def _picture(self) -> np.ndarray:
+        return np.ascontiguousarray(self.texture.picture(self.steps).transpose(2, 0, 1))
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self._picture(), float(np.sum(action)), False, self.steps == 500, {}
 
 
 def world_model(
@@ -46,43 +79,47 @@ def world_model(
     command: str = "tether bench world-model",
     device: str = "auto",
     size: str = "default",
+    pictures: bool = False,
 ) -> str:
     """Measure updates a second; each contestant runs once a round.
 
-    :param out: folder for ``world-model-<size>.md`` and ``.json``
+    :param out: folder for ``world-model-<size>[-pictures].md`` and ``.json``
     :param only: names of contestants; None: all that the device knows (compiled ones on a CPU, "not captured" on a GPU)
     :param seconds: of each contestant in a round, about
     :param device: of the agents
     :param size: "small" (sequences 8 x 32) or "default" (16 x 64)
+    :param pictures: observe pictures of 64 x 64 and not cartpole's states
     :return: the table
     """
     import torch as th
     from stable_baselines3.common.utils import get_device
 
     place = get_device(device)
-    unknown = set(only or ()) - set(CONTESTANTS)
+    contestants = PICTURES if pictures else CONTESTANTS
+    unknown = set(only or ()) - set(contestants)
     if unknown:
-        raise UsageError(f"There is no contestant '{min(unknown)}': use some of {', '.join(CONTESTANTS)}.")
-    names = only or [name for name in CONTESTANTS if ("compiled" in name) <= (place.type == "cpu")]
+        raise UsageError(f"There is no contestant '{min(unknown)}': use some of {', '.join(contestants)}.")
+    names = only or [name for name in contestants if ("compiled" in name) <= (place.type == "cpu")]
     names = [name for name in names if place.type == "cuda" or "not captured" not in name]
-    agents = {name: _agent(CONTESTANTS[name], size, place) for name in names}
+    agents = {name: _agent(contestants[name], size, place, pictures) for name in names}
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, (agent, speed) in agents.items():
             rates[name].append(_measure(agent, max(2, round(seconds * speed))))
     result = {
         "command": command, "hardware": hardware(), "versions": versions(), **git_revision(), "threads": th.get_num_threads(),
-        "device": place.type, "size": size, "updates per second": rates,
+        "device": place.type, "size": size, "pictures": pictures, "updates per second": rates,
     }  # fmt: skip
     text = _markdown(result)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
-        write_json(out / f"world-model-{size}.json", result)
-        write_atomically(out / f"world-model-{size}.md", text)
+        name = f"world-model-{size}{'-pictures' if pictures else ''}"
+        write_json(out / f"{name}.json", result)
+        write_atomically(out / f"{name}.md", text)
     return text
 
 
-def _agent(arguments: dict[str, Any], size: str, device: Any) -> tuple[Any, float]:
+def _agent(arguments: dict[str, Any], size: str, device: Any, pictures: bool) -> tuple[Any, float]:
     """An agent that has warmed up, and about how many updates a second it makes."""
     from tether.agents import GIRL
     from tether.envs import make_vec
@@ -91,13 +128,14 @@ def _agent(arguments: dict[str, Any], size: str, device: Any) -> tuple[Any, floa
     captured = arguments.pop("captured", True)
     if arguments.get("precision") == "other":
         arguments["precision"] = "float32" if device.type == "cuda" else "bfloat16"
-    env = make_vec(ENV, seed=0, env_kwargs={"action_repeat": 2})
+    env = Textures() if pictures else make_vec(ENV, seed=0, env_kwargs={"action_repeat": 2})
+    steps = COLLECTED_PICTURES if pictures else COLLECTED
     agent = GIRL(
-        "MlpPolicy", env, seed=0, device=device, learning_starts=COLLECTED, buffer_size=2 * COLLECTED, encoder_updates=10,
-        warmup_steps=0, **arguments,
+        "CnnPolicy" if pictures else "MlpPolicy", env, seed=0, device=device, learning_starts=steps, buffer_size=2 * steps,
+        encoder_updates=10, warmup_steps=0, **arguments,
     )  # fmt: skip
     agent.captures = captured
-    agent.learn(COLLECTED)
+    agent.learn(steps)
     agent.improve(12)
     return agent, _measure(agent, 4)
 
@@ -126,11 +164,13 @@ def _markdown(result: dict[str, Any]) -> str:
         body.append([name, f"{np.median(values):.3g} [{values.min():.3g}, {values.max():.3g}]", cost])
     other = "float32" if result["device"] == "cuda" else "bfloat16"
     how = "bfloat16, every update one CUDA graph" if result["device"] == "cuda" else "float32, not compiled"
+    pictures = ", pictures" if result["pictures"] else ""
+    seen, encoder = ("pictures 64 x 64", "EfficientNet-Lite0") if pictures else ("cartpole's states", "the masked autoencoder")
     return "\n".join([
-        f"# Speed of the world models, size {result['size']}", "",
+        f"# Speed of the world models, size {result['size']}{pictures}", "",
         f"`{result['command']}` on {where}; on {result['device']}. Sequences {shape['batch_size']} x {shape['batch_length']} "
-        f"of cartpole's states, horizon 15; {how} where nothing else is said, other precision is {other}. Medians over "
+        f"of {seen}, horizon 15; {how} where nothing else is said, other precision is {other}. Medians over "
         f"{len(next(iter(rates.values())))} rounds, ranges in brackets. An update is the world model's, the actor's and the "
-        "critic's; the masked autoencoder's embeddings lie in the replay memory.", "",
+        f"critic's; the embeddings of {encoder} lie in the replay memory.", "",
         *table(["what", "updates per second", "time of an update / the arm's"], body),
     ]) + "\n"  # fmt: skip

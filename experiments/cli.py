@@ -127,6 +127,7 @@ BENCH_OPTIONS = {  # that only some benches take
     "device": ("offline", "images", "guardian", "world-model"),
     "fql": ("flow",),
     "size": ("world-model",),
+    "pictures": ("world-model",),
 }
 
 
@@ -140,6 +141,7 @@ def _add_bench(commands: Any) -> None:
     p.add_argument("--seconds", type=float, default=3.0, metavar="S", help="of training a round (default: 3)")
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="of those that take one (default: auto)")
     p.add_argument("--size", choices=("small", "default"), help="of world-model's networks (default: default)")
+    p.add_argument("--pictures", action="store_true", help="world-model sees 64 x 64 pictures (default: cartpole's states)")
     p.add_argument("--fql", type=Path, metavar="DIR", help="the FQL authors' code, which then races in flow (needs JAX)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
@@ -281,7 +283,8 @@ def _bench(args: argparse.Namespace) -> int:
     elif what == "world-model":
         from .bench_world_model import world_model
 
-        print(world_model(args.out, args.only, args.rounds, args.seconds, command, device, args.size or "default"))
+        size = args.size or "default"
+        print(world_model(args.out, args.only, args.rounds, args.seconds, command, device, size, args.pictures))
     elif what == "safety":
         from .bench_safety import safety
 

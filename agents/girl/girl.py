@@ -449,7 +449,7 @@ class GIRL(OffPolicyAgent):
     def _update(self, batch: Batch, with_ensemble: bool, with_student: bool) -> Info:
         """One update of everything, from one batch of sequences; reads nothing back."""
         policy = self.policy
-        distilled = self._distil(batch, with_student)
+        batch, distilled = self._distil(batch, with_student)
         with self._precision():
             loss, info, filtered = self._losses[0](batch)
         info |= distilled
@@ -476,20 +476,20 @@ class GIRL(OffPolicyAgent):
             th._foreach_lerp_(slow, [*policy.critic.parameters()], self.slow_critic_fraction)
         return {key: value.detach() for key, value in (info | terms).items()}
 
-    def _distil(self, batch: Batch, with_student: bool) -> Info:
+    def _distil(self, batch: Batch, with_student: bool) -> tuple[Batch, Info]:
         """Put what the student says of a batch beside it, and let it learn from the encoder."""
         student, grounding = self.policy.student, self.policy.grounding
         if student is None or grounding is None:
-            return {}
+            return batch, {}
         with self._precision(), th.set_grad_enabled(with_student):
             told = student(self._frames(batch["observations"]))
-        batch["told"] = told.detach().float()
+        with_told = batch | {"told": told.detach().float()}
         if not with_student:
-            return {}
+            return with_told, {}
         loss = student.loss(told, grounding.signal(batch["embeddings"]), batch["known"])
         self._step(self.student_optimizer, loss, {"distill_loss": loss}, batch, self.model_grad_norm)
         student.follow(loss)
-        return {"distill_loss": student.average.clone(), "student_in_use": student.in_use.float()}
+        return with_told, {"distill_loss": student.average.clone(), "student_in_use": student.in_use.float()}
 
     def _frames(self, observations: dict[str, th.Tensor]) -> th.Tensor:
         """What the student sees: the newest frames (..., 3 pictures, H, W)."""

@@ -8,7 +8,8 @@ from tests.kit.offline import SUBJECTS as OFFLINE
 from tests.kit.offline import pendulum_dataset, random_dataset
 from tests.kit.resume import difference, everything
 from tests.kit.rollouts import collected
-from tether.agents import BPO, MDPO, PPO, R2VPO
+from tests.kit.worlds import Pictures
+from tether.agents import BPO, GIRL, MDPO, PPO, R2VPO
 from tether.agents.common.offline_to_online import OfflineToOnlineAgent
 
 ONLINE = [subject for subject in OFFLINE if issubclass(subject.cls, OfflineToOnlineAgent)]
@@ -56,6 +57,32 @@ def test_captured_offline_updates_give_the_weights_of_plain_ones(subject):
         weights.append(everything(agent))
         assert agent.num_timesteps == 80
     assert difference(*weights) < 1e-4
+
+
+@pytest.mark.parametrize("distill", [False, True], ids=["vectors", "distilled pictures"])
+def test_captured_updates_of_a_world_model_give_the_losses_of_plain_ones(distill):
+    """Every second update also trains the ensemble, every third the student: each kind is a graph of its own."""
+    env, policy = (Pictures(), "CnnPolicy") if distill else ("Pendulum-v1", "MlpPolicy")
+    told = []
+    for captured in (True, False):
+        agent = GIRL(
+            policy, env, batch_size=4, batch_length=8, horizon=3, learning_starts=40, train_ratio=1e-6, pretrain_updates=0,
+            encoder_updates=5, precision="float32", seed=0, device="cuda", policy_kwargs={"size": "small"}, buffer_size=200,
+            distill=distill, ensemble_interval=2, distill_interval=3,
+        ).learn(60)  # fmt: skip
+        agent._embed_waiting()
+        agent.policy.set_training_mode(True)
+        agent.captures = captured
+        losses = []
+        for _ in range(36):
+            losses.append({name: float(value) for name, value in agent._one_update().items()})
+            agent._n_updates += 1
+        graphs = [call.graph for call in agent._graphs.values()]
+        assert len(graphs) == captured * (4 if distill else 2)
+        assert all(graph is not None for graph in graphs)
+        told.append(losses)
+    for one, other in zip(*told, strict=True):
+        assert one == pytest.approx(other, rel=1e-3, abs=1e-4)
 
 
 @pytest.mark.parametrize("subject", ONLINE, ids=lambda s: s.name)

@@ -162,7 +162,7 @@ class TestStudent:
         agent = copy.deepcopy(distilled)
         assert 0.0 < float(agent.policy.student.average) < 5.0
         batch = agent._draw()
-        losses = [float(agent._distil(dict(batch), True)["distill_loss"]) for _ in range(60)]
+        losses = [float(agent._distil(batch, True)[1]["distill_loss"]) for _ in range(60)]
         raw = agent.policy.student.loss(
             agent.policy.student(newest_frame(batch["observations"]["observation"])),
             agent.policy.grounding.signal(batch["embeddings"]), batch["known"],
