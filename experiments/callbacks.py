@@ -21,12 +21,13 @@ from tether.agents.common.finite import ADVICE, NonFiniteError, check_finite
 from tether.agents.common.model_file import write_model
 from tether.agents.common.rollout import stacked
 from tether.agents.common.workers import close
+from tether.agents.girl.drift import CONTEXT, Episode
 
 from .evaluate import Evaluation, evaluate
 from .imagination import COLUMNS as DRIFT_COLUMNS
-from .imagination import EpisodeRecorder, drift_row, drift_table, has_world_model
+from .imagination import FPS, EpisodeRecorder, chart, drift_row, drift_table, film, has_world_model
 from .interrupts import Stop
-from .logs import write_configuration, write_now
+from .logs import write_configuration, write_figure, write_now, write_video
 from .manifest import write_atomically
 
 COLUMNS = ("timesteps", "mean_reward", "std_reward", "mean_cost", "ep_length", "episodes")
@@ -109,6 +110,8 @@ class EvaluationCallback(BaseCallback):
                 write_atomically(self.folder / "drift.csv", drift_table(drift))
             row |= told
             logged |= {f"eval/{name}": value for name, value in told.items()}
+            for episode in [episode for episode in recorder.episodes if len(episode.actions) >= CONTEXT][:1]:
+                self._show_dream(episode, step)
         if self.unseen is not None:
             unseen = self._episodes_of(self.unseen, step)
             row |= {"unseen_mean_reward": unseen.row["mean_reward"], "unseen_std_reward": unseen.row["std_reward"]}
@@ -119,6 +122,15 @@ class EvaluationCallback(BaseCallback):
         if result.returns.mean() > self.best:
             self.best = float(result.returns.mean())
             write_model(self.model, self.folder / "best_model.zip")
+
+    def _show_dream(self, episode: Episode, step: int) -> None:
+        """A real episode beside what the model imagines of it, in TensorBoard."""
+        dream = self.model.dream(episode, CONTEXT)  # type: ignore[attr-defined]
+        frames, figure = film(dream), chart(dream)
+        if frames is not None:
+            write_video(self.logger, "imagination/film", frames, step, FPS)
+        if figure is not None:
+            write_figure(self.logger, "imagination/chart", figure, step)
 
     def _episodes_of(self, env: VecEnv, step: int, watch: EpisodeRecorder | None = None) -> Evaluation:
         """Evaluate in one environment; training's own random numbers stay as they are."""

@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from tether.agents.girl.drift import Episode
 from tether.agents.girl.networks import seen
@@ -13,10 +14,12 @@ from tether.agents.girl.networks import seen
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-    from tether.agents.girl.drift import Drift
+    from tether.agents.girl.drift import Dream, Drift
 
 HORIZON = 100  # of the drift in `evaluations.csv`, or as long as the episodes are
 SHORT = 15  # imagined steps that behaviour is learnt from
+NUMBERS_SHOWN = 12  # of a vector
+FPS = 10
 COLUMNS = ("dfm", "dfm_real", "dfm_none", "dfm_short", "decoder_error")
 
 
@@ -78,3 +81,50 @@ def drift_row(model: Any, episodes: list[Episode], seed: int) -> tuple[dict[str,
     row = {"dfm": drift.dfm(horizon), "dfm_short": drift.dfm(min(SHORT, horizon)), "decoder_error": drift.error(horizon)}
     row |= {f"dfm_{name}": drift.dfm(horizon, name) for name in ("real", "none") if name in drift.kl}
     return row, drift
+
+
+def film(dream: Dream) -> np.ndarray | None:
+    """Real, imagined and the difference of both side by side, (T, H, 3 W, 3) uint8; None where nothing is a picture.
+
+    Several pictures lie one below the other; the steps that the model saw have a green edge.
+    """
+    rows = []
+    for name, real in dream.real.items():
+        if real.ndim == 4:
+            imagined = dream.imagined[name]
+            columns = [_rgb(picture) for picture in (real, imagined, 0.5 + 0.5 * (imagined - real))]
+            rows.append(np.concatenate(columns, 2))
+    if not rows:
+        return None
+    frames = (np.concatenate(rows, 1).clip(0.0, 1.0) * 255.0).astype(np.uint8)
+    for edge in (np.s_[:, 0], np.s_[:, -1], np.s_[:, :, 0], np.s_[:, :, -1]):
+        frames[: dream.context][edge] = (60, 200, 90)
+    return frames
+
+
+def _rgb(pictures: np.ndarray) -> np.ndarray:
+    """The newest frames (T, H, W, 3) of stacked ones (T, C, H, W)."""
+    frames = pictures[:, -3:] if pictures.shape[1] % 3 == 0 else pictures[:, -1:].repeat(3, 1)
+    return frames.transpose(0, 2, 3, 1)
+
+
+def chart(dream: Dream) -> Figure | None:
+    """The first numbers of the vectors over time, real and imagined; None where all observations are pictures."""
+    vectors = [name for name, real in dream.real.items() if real.ndim == 2]
+    if not vectors:
+        return None
+    real, imagined = (np.concatenate([of[name] for name in vectors], 1) for of in (dream.real, dream.imagined))
+    shown = min(NUMBERS_SHOWN, real.shape[1])
+    columns = min(4, shown)
+    figure = Figure(figsize=(2.6 * columns, 1.6 * -(-shown // columns) + 0.5), layout="constrained")
+    axes = figure.subplots(-(-shown // columns), columns, squeeze=False, sharex=True).flatten()
+    for number, axis in enumerate(axes):
+        axis.set_visible(number < shown)
+        if number < shown:
+            axis.axvspan(0, dream.context - 1, color="#3cc85a", alpha=0.2, lw=0)
+            axis.plot(real[:, number], color="#4d5560", lw=1.2, label="real")
+            axis.plot(imagined[:, number], color="#d6277f", lw=1.2, label="imagined")
+            axis.set_title(f"observation {number}", fontsize=8)
+            axis.tick_params(labelsize=7)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper right", ncols=2, fontsize=8, frameon=False)
+    return figure

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from stable_baselines3.common.logger import (
     HParam,
     HumanOutputFormat,
@@ -42,6 +43,30 @@ def write_now(logger: Logger, values: dict[str, float], step: int) -> None:
     for output in logger.output_formats:
         if isinstance(output, KVWriter):
             output.write(values, dict.fromkeys(values, ()), step)
+
+
+def write_figure(logger: Logger, name: str, figure: Figure, step: int) -> None:
+    """Show a figure in TensorBoard; nothing happens without it."""
+    for output in logger.output_formats:
+        if isinstance(output, TensorBoardOutputFormat):
+            output.writer.add_figure(name, figure, step)
+
+
+def write_video(logger: Logger, name: str, frames: np.ndarray, step: int, fps: int) -> None:
+    """Show a film in TensorBoard, as the animated picture that its video summaries are; nothing happens without it.
+
+    :param frames: (T, H, W, 3) uint8
+    """
+    import imageio.v3 as iio
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    outputs = [output for output in logger.output_formats if isinstance(output, TensorBoardOutputFormat)]
+    if outputs:
+        content = iio.imwrite("<bytes>", frames, extension=".gif", duration=1000 / fps, loop=0)
+        height, width = frames.shape[1:3]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=content)
+        for output in outputs:
+            output.writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
 
 def write_configuration(logger: Logger, hparams: dict[str, Any], text: str, step: int) -> None:

@@ -16,9 +16,10 @@ import torch as th
 
 from .grounding import shifted
 from .policy import GIRLPolicy
-from .rssm import Filtered, State
+from .rssm import State
 
 VARIANTS = ("real", "predicted", "none")
+CONTEXT = 5  # observations that a dream begins with
 
 
 class Episode(NamedTuple):
@@ -51,7 +52,7 @@ class Drift(NamedTuple):
 
 
 class Paths(NamedTuple):
-    """Start points of real episodes and what came after them, (H, N, ...) but for ``start``."""
+    """States of real episodes (N, ...) and what came after them, (H, N, ...): how it came about, was seen and filtered."""
 
     start: State
     actions: th.Tensor
@@ -86,18 +87,67 @@ def measure_drift(
     device = policy.device
     with th.random.fork_rng([device] if device.type == "cuda" else []):
         th.manual_seed(seed)
-        paths = _join([_paths(policy, episode, horizon, starts, signal, literal) for episode in long_enough])
+        of_each = []
+        for episode in long_enough:
+            whole = _filter(policy, episode, signal, literal)
+            of_each.append(_cut(whole, th.randint(len(episode.actions) - horizon + 1, (starts,)).to(device), horizon))
+        paths = _join(of_each)
         variants = VARIANTS if policy.grounding is not None and bool(policy.grounded) else VARIANTS[2:]
-        rolled = {name: _roll(policy, paths, name) for name in variants}
-    kl = {name: of[0].mean(1).cpu().numpy() for name, of in rolled.items()}
-    honest = "predicted" if "predicted" in variants else "none"
-    return Drift(kl, {name: of[1].mean(1).cpu().numpy() for name, of in rolled.items()}, honest)
+        kls, errors = {}, {}
+        for name in variants:
+            kl, features = _roll(policy, paths, name)
+            kls[name] = kl.mean(1).cpu().numpy()
+            errors[name] = policy.decoder.loss(features, paths.observations).mean(1).cpu().numpy()
+    return Drift(kls, errors, variants[min(1, len(variants) - 1)])
 
 
-def _paths(
-    policy: GIRLPolicy, episode: Episode, horizon: int, starts: int, signal: Callable[..., th.Tensor | None], literal: bool
-) -> Paths:
-    """Filter an episode, and cut out what follows each start point."""
+class Dream(NamedTuple):
+    """An episode beside what a world model makes of it, (T, *part) by name; vectors as they are, pictures in units of 1.
+
+    :param context: so many first steps are filtered; what comes after them is imagined
+    """
+
+    real: dict[str, np.ndarray]
+    imagined: dict[str, np.ndarray]
+    context: int
+
+
+@th.no_grad()
+def dream(
+    policy: GIRLPolicy,
+    episode: Episode,
+    signal: Callable[[dict[str, th.Tensor]], th.Tensor | None],
+    context: int = CONTEXT,
+    horizon: int = 60,
+    seed: int = 0,
+) -> Dream:
+    """Filter the first steps of an episode and imagine the next with the recorded actions, as behaviour is learnt.
+
+    :param context: observations that are seen
+    :param horizon: steps that are not, at most what is left
+    :raises ValueError: if the episode is not longer than the context
+    """
+    horizon = min(horizon, len(episode.actions) - context + 1)
+    if horizon < 1:
+        raise ValueError(f"The episode has {len(episode.actions)} steps, not more than the context of {context}.")
+    device = policy.device
+    with th.random.fork_rng([device] if device.type == "cuda" else []):
+        th.manual_seed(seed)
+        whole = _filter(policy, episode, signal, literal=False)
+        paths = _cut(whole, th.tensor([context - 1], device=device), horizon)
+        grounded = policy.grounding is not None and bool(policy.grounded)
+        _, after = _roll(policy, paths, "predicted" if grounded else "none")
+        imagined = policy.decoder.decoded(th.cat((whole.start.features[:context], after)))
+    real = {name: part[: context + horizon] for name, part in episode.observations.items()}
+    units = {name: 255.0 if part.dtype == np.uint8 else 1.0 for name, part in real.items()}
+    return Dream(
+        {name: (part / units[name]).astype(np.float32) for name, part in real.items()},
+        {name: part[:, 0].float().cpu().numpy() for name, part in imagined.items()}, context,
+    )  # fmt: skip
+
+
+def _filter(policy: GIRLPolicy, episode: Episode, signal: Callable[..., th.Tensor | None], literal: bool) -> Paths:
+    """Filter an episode: all of its steps, (L + 1, 1, ...) each, the states among them."""
     device, steps = policy.device, len(episode.actions)
     observations = {name: th.as_tensor(part, device=device).unsqueeze(1) for name, part in episode.observations.items()}
     actions = th.as_tensor(episode.actions, dtype=th.float32, device=device).unsqueeze(1)
@@ -105,17 +155,21 @@ def _paths(
     first = th.zeros(steps + 1, 1, dtype=th.bool, device=device)
     first[0] = True
     noise = policy.latent.noise(steps + 1, 1, device=device)
-    filtered: Filtered = policy.rssm.observe(policy.encoder(observations), came_by, first, noise)
+    filtered = policy.rssm.observe(policy.encoder(observations), came_by, first, noise)
     c = signal(observations)
     conditions = c if c is None or literal else shifted(c, first)
-    begin = th.randint(steps - horizon + 1, (starts,)).to(device)
-    after = begin + 1 + th.arange(horizon, device=device).unsqueeze(1)  # (H, N)
+    return Paths(filtered.states, came_by, observations, filtered.posterior, conditions)
+
+
+def _cut(whole: Paths, begin: th.Tensor, horizon: int) -> Paths:
+    """What follows each start point ``begin`` (N,) of an episode."""
+    after = begin + 1 + th.arange(horizon, device=begin.device).unsqueeze(1)  # (H, N)
     return Paths(
-        State(filtered.states.h[begin, 0], filtered.states.z[begin, 0]),
-        came_by[after, 0],
-        {name: part[after, 0] for name, part in observations.items()},
-        filtered.posterior[after, 0],
-        None if conditions is None else conditions[after, 0],
+        State(whole.start.h[begin, 0], whole.start.z[begin, 0]),
+        whole.actions[after, 0],
+        {name: part[after, 0] for name, part in whole.observations.items()},
+        whole.posterior[after, 0],
+        None if whole.conditions is None else whole.conditions[after, 0],
     )
 
 
@@ -131,7 +185,7 @@ def _join(paths: list[Paths]) -> Paths:
 
 
 def _roll(policy: GIRLPolicy, paths: Paths, variant: str) -> tuple[th.Tensor, th.Tensor]:
-    """The prior open loop along recorded actions: KL from the filtered posterior and decoder error, (H, N) each."""
+    """The prior open loop along recorded actions: KL from the filtered posterior (H, N), and [z, h] (H, N, ...)."""
     state, kls, features = paths.start, [], []
     noise = policy.latent.noise(*paths.actions.shape[:2], device=policy.device)
     for lag, action in enumerate(paths.actions.unbind()):
@@ -141,4 +195,4 @@ def _roll(policy: GIRLPolicy, paths: Paths, variant: str) -> tuple[th.Tensor, th
         kls.append(policy.latent.kl(paths.posterior[lag], prior))
         state = State(h, policy.latent.sample(prior, noise[lag]))
         features.append(state.features)
-    return th.stack(kls), policy.decoder.loss(th.stack(features), paths.observations)
+    return th.stack(kls), th.stack(features)

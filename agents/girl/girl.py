@@ -29,7 +29,7 @@ from ..common.off_policy import OffPolicyAgent
 from ..common.offline import require_at_least
 from ..common.threads import threads_for, use_threads
 from .behaviour import lambda_returns, weights_of
-from .drift import Drift, Episode, measure_drift
+from .drift import CONTEXT, Dream, Drift, Episode, dream, measure_drift
 from .grounding import shifted
 from .masked_autoencoder import RATE, WIDTH, WINDOW
 from .networks import bernoulli_loss, is_picture, joined, parts_of
@@ -358,6 +358,11 @@ class GIRL(OffPolicyAgent):
         self.policy.set_training_mode(False)
         literal = self.grounding_index == "literal"
         return measure_drift(self.policy, episodes, horizon, self._signal_of_episode, literal, starts, seed)
+
+    def dream(self, episode: Episode, context: int = CONTEXT, horizon: int = 60, seed: int = 0) -> Dream:
+        """An episode beside what the model imagines of it; arguments as those of :func:`.drift.dream`."""
+        self.policy.set_training_mode(False)
+        return dream(self.policy, episode, self._signal_of_episode, context, horizon, seed)
 
     def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
         """Grounding vectors (T, 1, dim) of an episode's observations (T, 1, ...)."""

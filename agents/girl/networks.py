@@ -196,6 +196,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.pictures = [name for name, part in parts.items() if is_picture(part)]
         self.vectors = [name for name in parts if name not in self.pictures]
+        self.widths = [spaces.flatdim(parts[name]) for name in self.vectors]
+        self.channels = [parts[name].shape[0] for name in self.pictures]
         if self.pictures:
             self.shape = parts[self.pictures[0]].shape
             stages, left = _halvings(self.shape)
@@ -204,15 +206,23 @@ class Decoder(nn.Module):
             up: list[nn.Module] = [nn.Unflatten(-1, (depths[0], *left))]
             for a, b in pairwise(depths):
                 up += [normal(nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False)), ChannelNorm(b, eps=EPSILON), nn.SiLU()]
-            channels = sum(parts[name].shape[0] for name in self.pictures)
-            self.cnn = nn.Sequential(*up, uniform(nn.ConvTranspose2d(depths[-1], channels, 4, 2, 1)))
+            self.cnn = nn.Sequential(*up, uniform(nn.ConvTranspose2d(depths[-1], sum(self.channels), 4, 2, 1)))
         if self.vectors:
-            self.mlp = MLP(features, layers, units, sum(spaces.flatdim(parts[name]) for name in self.vectors))
+            self.mlp = MLP(features, layers, units, sum(self.widths))
 
     def pixels(self, features: th.Tensor) -> th.Tensor:
         """(..., features) to pictures (..., C, H, W), in units of 1."""
         pictures = self.cnn(self.first(features.flatten(0, -2)))[..., : self.shape[1], : self.shape[2]] + 0.5
         return pictures.reshape(*features.shape[:-1], *pictures.shape[1:])
+
+    def decoded(self, features: th.Tensor) -> dict[str, th.Tensor]:
+        """The observations (..., *part) by name that features stand for, pictures in units of 1."""
+        observations: dict[str, th.Tensor] = {}
+        if self.pictures:
+            observations |= zip(self.pictures, self.pixels(features).clamp(0.0, 1.0).split(self.channels, -3), strict=True)
+        if self.vectors:
+            observations |= zip(self.vectors, symexp(self.mlp(features)).split(self.widths, -1), strict=True)
+        return observations
 
     def loss(self, features: th.Tensor, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """-log p(o | s) of unit variance without constants and halves, (...): sum of (o_hat - o)^2, of vectors in symlog."""

@@ -21,6 +21,7 @@ from tether.agents.girl.ensemble import Ensemble
 from tether.agents.girl.grounding import Grounding, shifted
 from tether.agents.girl.latents import CategoricalLatent, GaussianLatent
 from tether.agents.girl.masked_autoencoder import WINDOW, MaskedStateAutoencoder
+from tether.agents.girl.networks import Decoder
 from tether.agents.girl.replay import SequenceReplay
 from tether.agents.girl.trust_region import TrustRegion
 
@@ -571,3 +572,37 @@ def test_two_environments_and_pictures_beside_vectors():
     assert actions.shape == (2, 1)
     again, _ = agent.predict(np.zeros((2, 3), np.float32), belief, np.array([False, True]), deterministic=True)
     assert again.shape == (2, 1)
+
+
+def test_dream_sees_the_context_and_no_more(trained):
+    """What comes after the context changes nothing of what is imagined; the context does."""
+    env = gym.make("Pendulum-v1")
+    observations, actions = [env.reset(seed=0)[0]], []
+    for _ in range(30):
+        actions.append(env.action_space.sample() / 2.0)
+        observations.append(env.step(actions[-1] * 2.0)[0])
+    seen, acted = np.stack(observations), np.stack(actions).astype(np.float32)
+    later, sooner = seen.copy(), seen.copy()
+    later[5:] += 1.0
+    sooner[:5] *= -3.0
+    one, other, third = (trained.dream(Episode({"observation": o}, acted), 5, 20) for o in (seen, later, sooner))
+    assert one.imagined["observation"].shape == one.real["observation"].shape == (25, 3)
+    np.testing.assert_array_equal(one.real["observation"], seen[:25])
+    np.testing.assert_array_equal(one.imagined["observation"], other.imagined["observation"])
+    assert np.abs(one.imagined["observation"] - third.imagined["observation"])[6:].max() > 1e-3
+    assert len(trained.dream(Episode({"observation": seen}, acted)).imagined["observation"]) == 31
+    with pytest.raises(ValueError, match="The episode has 4 steps, not more than the context of 5"):
+        trained.dream(Episode({"observation": seen[:5]}, acted[:4]), 5)
+
+
+def test_decoder_says_what_its_loss_measures():
+    parts = {
+        "left": spaces.Box(0, 255, (3, 20, 20), np.uint8), "state": spaces.Box(-1.0, 1.0, (4,), np.float32),
+        "right": spaces.Box(0, 255, (1, 20, 20), np.uint8), "more": spaces.Box(-1.0, 1.0, (2,), np.float32),
+    }  # fmt: skip
+    decoder, features = Decoder(7, parts, 4, 1, 8), th.randn(5, 2, 7)
+    decoder.cnn[-1].weight.data.mul_(0.05)  # inside of what pictures can show
+    told = decoder.decoded(features)
+    assert {name: tuple(part.shape) for name, part in told.items()} == {n: (5, 2, *p.shape) for n, p in parts.items()}
+    seen = {n: (v * 255.0).round().to(th.uint8) if v.dim() == 5 else v for n, v in told.items()}
+    assert decoder.loss(features, seen).max() < 1600 * (0.5 / 255.0) ** 2 + 1e-6  # but for rounding
