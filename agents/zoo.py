@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from . import BPO, MDPO, R2VPO, HyperDDQN, HyperPPO, OffPolicyMDPO
+from . import BPO, GIRL, MDPO, R2VPO, HyperDDQN, HyperPPO, OffPolicyMDPO
 
 NAMES: dict[str, type[BaseAlgorithm]] = {
-    "bpo": BPO, "hyperddqn": HyperDDQN, "hyperppo": HyperPPO, "mdpo": MDPO, "r2vpo": R2VPO, "offpolicymdpo": OffPolicyMDPO,
+    "bpo": BPO, "girl": GIRL, "hyperddqn": HyperDDQN, "hyperppo": HyperPPO, "mdpo": MDPO, "r2vpo": R2VPO,
+    "offpolicymdpo": OffPolicyMDPO,
 }  # fmt: skip
 
 

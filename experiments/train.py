@@ -15,6 +15,7 @@ import yaml
 
 from .catalogue import OURS, agent_class
 from .errors import UsageError, first_line
+from .imagination import has_world_model
 from .interrupts import Stop, stoppable
 from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments
@@ -229,6 +230,8 @@ class _Run:
 
         self.manifest["device"] = str(model.device)
         self.manifest["threads"] = th.get_num_threads()
+        if has_world_model(model):
+            self.manifest["grounding"] = model.grounding_name  # type: ignore[attr-defined]
         first_half, *_ = env.halves if hasattr(type(env), "halves") else (env,)  # type: ignore[attr-defined]
         self.manifest["backend"] = type(first_half.unwrapped).__name__
 

@@ -596,6 +596,11 @@ class GIRL(OffPolicyAgent):
         return "masked-autoencoder" if vectors else "efficientnet-lite0"
 
     @property
+    def grounding_name(self) -> str:
+        """What reports say of the frozen encoder."""
+        return "none" if self.encoder_name is None else self.encoder.name
+
+    @property
     def encoder(self) -> FrozenEncoder:
         """What gives Phi: the policy's masked autoencoder, or the encoder of pictures, which is no part of a saved agent."""
         if self.encoder_name == "masked-autoencoder":
