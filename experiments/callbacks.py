@@ -24,8 +24,8 @@ from tether.agents.common.workers import close
 from tether.agents.girl.drift import CONTEXT, Episode
 
 from .evaluate import Evaluation, evaluate
-from .imagination import COLUMNS as DRIFT_COLUMNS
 from .imagination import FPS, EpisodeRecorder, chart, drift_row, drift_table, film, has_world_model
+from .imagination_report import COLUMNS as DRIFT_COLUMNS
 from .interrupts import Stop
 from .logs import write_configuration, write_figure, write_now, write_video
 from .manifest import write_atomically

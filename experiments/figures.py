@@ -13,6 +13,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
 from .diagnostics import Series
+from .imagination_report import imagination_of
 from .markdown import format_steps
 from .runs import FloatArray, Row, Run
 from .statistics import interval, iqm
@@ -209,6 +210,41 @@ def distances(rows: Sequence[Row]) -> bytes | None:
             axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
         handles.append(Line2D([], [], label="radius", color="0.4", linestyle="--"))
+        return _png(figure, handles, min(len(handles), 4))
+
+
+# What the picture of imagination shows: column of the evaluations, and axis.
+IMAGINED = (("dfm", "DFM(100), nats"), ("dfm_short", "DFM(15), nats"), ("decoder_error", "decoder error"))
+
+
+def imagination(rows: Sequence[Row]) -> bytes | None:
+    """A PNG: drift of what world models imagine, over long and short horizons, and the error of its decoding.
+
+    :return: None where no run has a world model
+    """
+    drawn = []
+    for row in sorted((row for row in rows if row.runs), key=prominence):
+        series = [of for of in map(imagination_of, row.runs) if len(of.get("timesteps", ())) > 1]
+        if series:
+            drawn.append((row, series))
+    if not drawn:
+        return None
+    lines = dict(zip((row.label for row, _ in drawn), line_styles([row for row, _ in drawn]), strict=False))
+    envs = sorted({row.env for row, _ in drawn})
+    with matplotlib.rc_context(STYLE):
+        spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
+        figure = Figure(figsize=(3.8 * len(IMAGINED) + 0.4, 3.1 * len(envs) + 0.5), dpi=150, layout=spacing)
+        for env, axes in zip(envs, figure.subplots(len(envs), len(IMAGINED), squeeze=False), strict=True):
+            axes[0].set_title(env, loc="left", fontsize=11, fontweight="bold")
+            for axis, (column, name) in zip(axes, IMAGINED, strict=True):
+                for row, series in drawn:
+                    if row.env == env:
+                        _draw_log(axis, series, column, lines[row.label])
+                axis.set_yscale("log")
+                axis.set_ylabel(name)
+                axis.set_xlabel("steps")
+                axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
+        handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
         return _png(figure, handles, min(len(handles), 4))
 
 

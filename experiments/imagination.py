@@ -11,16 +11,15 @@ from matplotlib.figure import Figure
 from tether.agents.girl.drift import Episode
 from tether.agents.girl.networks import seen
 
+from .imagination_report import HORIZON, SHORT
+
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     from tether.agents.girl.drift import Dream, Drift
 
-HORIZON = 100  # of the drift in `evaluations.csv`, or as long as the episodes are
-SHORT = 15  # imagined steps that behaviour is learnt from
 NUMBERS_SHOWN = 12  # of a vector
 FPS = 10
-COLUMNS = ("dfm", "dfm_real", "dfm_none", "dfm_short", "decoder_error")
 
 
 class EpisodeRecorder:

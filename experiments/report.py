@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from .figures import distances, learning_curves, prominence, trust_region
+from .figures import distances, imagination, learning_curves, prominence, trust_region
+from .imagination_report import has_imagination, imagination_section
 from .markdown import brackets, format_steps, number, ranges, table
 from .offline_figures import reward_and_cost
 from .published import Published, read_published, same_task
@@ -31,6 +32,7 @@ PICTURES = {
     "reward-cost.png": "Reward and cost of what was learnt from data: large dots are means over seeds, shaded is unsafe",
     "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
     "distances.png": "How far policies go within their trust regions: means over seeds, the range between them shaded",
+    "imagination.png": "Drift of imagination and its decoder's error: means over seeds, the range between them shaded",
 }
 
 
@@ -89,6 +91,7 @@ def _pictures(rows: Sequence[Row]) -> dict[str, bytes]:
         "reward-cost.png": reward_and_cost(safe) if safe else None,
         "trust-region.png": trust_region(rows),
         "distances.png": distances(rows),
+        "imagination.png": imagination(rows),
     }
     return {name: picture for name, picture in made.items() if picture is not None}
 
@@ -125,6 +128,9 @@ def _document(
     if safe := _safe(rows):
         yield ""
         yield from safe_section(safe, [p for p in papers if p.metric in METRICS])
+    if any(has_imagination(row) for row in rows):
+        yield ""
+        yield from imagination_section(rows)
     if len({row.env for row in rows if row.finished and len(row.successes)}) > 1:
         yield ""
         yield from _success_section(rows)

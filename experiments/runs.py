@@ -303,7 +303,7 @@ def _read_curve(folder: Path) -> _Curve:
 
 def _read_evaluations(path: Path) -> _Curve:
     names = ("timesteps", "mean_reward", "mean_cost", "episodes", "unseen_mean_reward", "success_rate")
-    columns = _read_csv(path, names)
+    columns = read_columns(path, names)
     for name in names[:2]:
         if name not in columns:
             raise RunError(f"{path} has no column {name}: it does not hold the evaluations of a run.")
@@ -313,7 +313,7 @@ def _read_evaluations(path: Path) -> _Curve:
 
 def _read_progress(path: Path) -> _Curve:
     """SB3's progress.csv: every row fills only the columns that were logged at that moment."""
-    columns = _read_csv(path, ("time/total_timesteps", *(name for *names, _ in LOGGED for name in names)))
+    columns = read_columns(path, ("time/total_timesteps", *(name for *names, _ in LOGGED for name in names)))
     timesteps = columns.pop("time/total_timesteps", np.empty(0))
     series = {}
     for name, column in columns.items() if len(timesteps) else ():
@@ -342,7 +342,7 @@ def _logged_curve(series: Mapping[str, Mapping[float, float]]) -> _Curve:
     return _Curve(np.array(rows, dtype=np.float64).reshape(-1, 6), source)
 
 
-def _read_csv(path: Path, names: Container[str]) -> dict[str, FloatArray]:
+def read_columns(path: Path, names: Container[str]) -> dict[str, FloatArray]:
     """The named columns as far as the file has them, nan where a cell is empty."""
     try:
         with path.open(newline="", encoding="utf-8") as file:

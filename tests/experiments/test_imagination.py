@@ -1,5 +1,6 @@
 """What runs of world models show of imagination: columns, films and charts, in real event files."""
 
+import json
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -75,3 +76,34 @@ def test_chart_shows_the_first_numbers() -> None:
     np.testing.assert_array_equal(lines[3][1].get_ydata(), imagined[:, 3])
     pictures = np.zeros((9, 3, 8, 8))
     assert chart(Dream({"a": pictures}, {"a": pictures}, 4)) is None
+
+
+def exported(folder: Path, agent: str, seed: int, dfm: list[float], returns: list[float], **manifest: object) -> None:
+    place = folder / "dm_control--cartpole-swingup-v0" / agent
+    place.mkdir(parents=True, exist_ok=True)
+    known = {"agent": agent, "env": "dm_control/cartpole-swingup-v0", "seed": seed, "steps": 600, "status": "finished"}
+    config = {"env_kwargs": {"action_repeat": 2}}
+    (place / f"seed-{seed}.json").write_text(json.dumps({**known, "config": config, **manifest}))
+    evaluations = zip(range(100, 700, 100), dfm, returns, strict=True)
+    rows = [f"{step},{r},0,,500,5,{d},{d},{2 * d},{d / 4},{d / 10}" for step, d, r in evaluations]
+    columns = "timesteps,mean_reward,std_reward,mean_cost,ep_length,episodes,dfm,dfm_real,dfm_none,dfm_short,decoder_error"
+    (place / f"seed-{seed}.csv").write_text("\n".join([columns, *rows]) + "\n")
+
+
+def test_report_compares_drift_and_steps(tether, tmp_path: Path) -> None:
+    """Means over the last four of six evaluations, then over seeds; steps are the suite's own."""
+    rising = [100.0, 400.0, 600.0, 760.0, 700.0, 800.0]
+    exported(tmp_path, "DreamerV3", 0, [9.0, 9.0, 2.0, 4.0, 6.0, 8.0], rising, grounding="none")
+    exported(tmp_path, "DreamerV3", 1, [9.0, 9.0, 7.0, 7.0, 7.0, 7.0], [100.0] * 5 + [510.0], grounding="none")
+    exported(tmp_path, "GIRL", 0, [9.0, 9.0, 3.0, 3.0, 3.0, 3.0], [100.0] * 6, grounding="masked-autoencoder")
+    run = tether("report", tmp_path, "--out", tmp_path / "out")
+    assert run.code == 0, run.err
+    section = (tmp_path / "out" / "report.md").read_text().partition("## Imagination")[2].partition("\n## ")[0]
+    lines = [line for line in section.splitlines() if line.startswith(("| Dreamer", "| GIRL"))]
+    arm, girl = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines)
+    assert arm == [
+        "DreamerV3", "none", "2", "6 [5, 7]", "1.00", "6 [5, 7]", "12 [10, 14]", "1.5 [1.25, 1.75]", "0.6 [0.5, 0.7]", "1.00",
+        "900", "800 (1 of 2)",
+    ]  # fmt: skip
+    assert girl == ["GIRL", "masked-autoencoder", "1", "3", "0.50", "3", "6", "0.75", "0.3", "0.50", "-", "-"]
+    assert iio.imread(tmp_path / "out" / "imagination.png").std() > 10
