@@ -22,7 +22,7 @@ LAST = 4  # evaluations that a mean is taken over: drift is one evaluation's epi
 def imagination_of(run: Run) -> Series:
     """Drift and decoder error at each evaluation, (T,) with ``timesteps``; empty where the run has no world model."""
     path = run.path if run.path.suffix == ".csv" else run.path / "evaluations.csv"
-    columns = read_columns(path, ("timesteps", *COLUMNS))
+    columns = read_columns(path, ("timesteps", *COLUMNS)) if path.is_file() else {}
     if "dfm" not in columns:
         return {}
     known = np.isfinite(columns["dfm"])
