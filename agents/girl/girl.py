@@ -31,22 +31,19 @@ from ..common.threads import threads_for, use_threads
 from .behaviour import lambda_returns, weights_of
 from .drift import CONTEXT, Dream, Drift, Episode, dream, measure_drift
 from .grounding import shifted
-from .masked_autoencoder import RATE, WIDTH, WINDOW
-from .networks import bernoulli_loss, is_picture, joined, parts_of
-from .picture_encoders import NETWORKS, FrozenEncoder, newest_frame, picture_encoder
+from .masked_autoencoder import RATE
+from .networks import bernoulli_loss
 from .policy import Belief, GIRLPolicy
 from .replay import Batch, SequenceReplay
 from .rssm import Filtered, State
-from .student import CHECKED
+from .signals import MASKED_AUTOENCODER, NAMES, Signals
 
 DYNAMICS, REPRESENTATION = 0.5, 0.1  # weights of the two halves of the balanced KL (NM512)
 FREE_NATS = 1.0
-GROUNDINGS = ("auto", "masked-autoencoder", *NETWORKS)
 INDICES = ("causal", "literal")
 PRECISIONS = ("auto", "float32", "bfloat16")
 BEHAVIOUR = ("actor_optimizer", "critic_optimizer")
 NEWEST = 1000  # steps that the performance loss looks at
-EMBED_AT_ONCE = {True: 2048, False: 64}  # rows: windows of vectors, pictures
 
 Info = dict[str, th.Tensor]
 
@@ -179,8 +176,8 @@ class GIRL(OffPolicyAgent):
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
             raise ValueError(f"grounding_index is one of {', '.join(INDICES)}, not {grounding_index!r}.")
-        if grounding is not None and grounding not in GROUNDINGS:
-            raise ValueError(f"grounding is one of {', '.join(GROUNDINGS)} or None, not {grounding!r}.")
+        if grounding is not None and grounding not in NAMES:
+            raise ValueError(f"grounding is one of {', '.join(NAMES)} or None, not {grounding!r}.")
         super().__init__(
             policy, env, learning_rate, buffer_size, learning_starts, batch_size, gamma=gamma, train_freq=1,
             gradient_steps=1, replay_buffer_class=SequenceReplay, policy_kwargs=policy_kwargs,  # type: ignore[arg-type]
@@ -208,24 +205,26 @@ class GIRL(OffPolicyAgent):
         self._belief: Belief | None = None
         self._meter = Meter()
         self._graphs: dict[tuple[bool, bool], CapturedCall] = {}
-        self._encoder: FrozenEncoder | None = None  # of pictures, made when it is needed
-        self._phi_dim: int | None = None
+        self._phi_dim: int | None = None  # saved, so that a loaded agent acts without its encoder
         if _init_setup_model:
             self._setup_model()
 
     def _setup_model(self) -> None:
         discrete = isinstance(self.action_space, spaces.Discrete)
         action_dim = int(self.action_space.n) if discrete else spaces.flatdim(self.action_space)  # type: ignore[attr-defined]
+        self.signals = Signals(self.grounding, self.encoder_weights, self.observation_space, self.device)
+        if self.distill and self.signals.name in (None, MASKED_AUTOENCODER):
+            raise ValueError("distill=True learns from an encoder of pictures: ground with one, or leave distill out.")
         if self._phi_dim is None:
-            self._phi_dim = self._width_of_phi()
+            self._phi_dim = self.signals.width()
         self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": self._phi_dim}
         own = self.policy_kwargs
         self.policy_kwargs = {
-            **own, "grounding": self.encoder_name, "embedding_dim": self._phi_dim, "distill": self.distill,
+            **own, "grounding": self.signals.name, "embedding_dim": self._phi_dim, "distill": self.distill,
             "ensemble_members": self.ensemble_members,
         }  # fmt: skip
         super()._setup_model()
-        self.policy_kwargs = own
+        self.policy_kwargs, self.signals.policy = own, self.policy
         region = self.policy.trust_region
         region.step_size, region.tau_eig, region.tau_rpl = self.beta_step_size, self.tau_eig, self.tau_rpl
         self._behaviour_schedule = FloatSchedule(self.behaviour_learning_rate)
@@ -245,20 +244,6 @@ class GIRL(OffPolicyAgent):
         return th.optim.Adam(list(parameters), lr=rate, eps=eps, fused=True)
 
     # ------------------------------------------------------------------ the world model
-
-    def signal(self, batch: Batch) -> th.Tensor | None:
-        """The grounding vectors c_t (T, B, dim) of a batch, 0 before grounding starts; None without grounding.
-
-        A student that is in use gives all of them, and in any case those of rows that were not embedded.
-        """
-        grounding, student = self.policy.grounding, self.policy.student
-        if grounding is None:
-            return None
-        c = grounding.signal(batch["embeddings"])
-        if student is not None:
-            told = batch["told"] if "told" in batch else student(self._frames(batch["observations"])).detach()
-            c = th.where((student.in_use | ~batch["known"]).unsqueeze(-1), told.float(), c)
-        return c * self.policy.grounded
 
     def conditions(self, c: th.Tensor | None, first: th.Tensor) -> th.Tensor | None:
         """What of the signal the prior of z_t sees: c_{t-1}, or c_t in literal mode."""
@@ -303,7 +288,7 @@ class GIRL(OffPolicyAgent):
         """
         policy = self.policy
         filtered = self.observe(batch)
-        c = self.signal(batch)
+        c = self.signals.of_batch(batch)
         prior = policy.prior(filtered.states.h, self.trained_conditions(c, filtered.states.z, batch["first"]))
         features = filtered.states.features
         terms = {
@@ -350,31 +335,19 @@ class GIRL(OffPolicyAgent):
     def drift_of(self, batch: Batch) -> th.Tensor:
         """Mean KL(q || p) of a batch of sequences."""
         filtered = self.observe(batch)
-        prior = self.policy.prior(filtered.states.h, self.conditions(self.signal(batch), batch["first"]))
+        prior = self.policy.prior(filtered.states.h, self.conditions(self.signals.of_batch(batch), batch["first"]))
         return self.policy.latent.kl(filtered.posterior, prior).mean()
 
     def measure_drift(self, episodes: Sequence[Episode], horizon: int, starts: int = 20, seed: int = 0) -> Drift:
         """DFM up to ``horizon`` on held-out episodes; arguments as those of :func:`.drift.measure_drift`."""
         self.policy.set_training_mode(False)
         literal = self.grounding_index == "literal"
-        return measure_drift(self.policy, episodes, horizon, self._signal_of_episode, literal, starts, seed)
+        return measure_drift(self.policy, episodes, horizon, self.signals.of_episode, literal, starts, seed)
 
     def dream(self, episode: Episode, context: int = CONTEXT, horizon: int = 60, seed: int = 0) -> Dream:
         """An episode beside what the model imagines of it; arguments as those of :func:`.drift.dream`."""
         self.policy.set_training_mode(False)
-        return dream(self.policy, episode, self._signal_of_episode, context, horizon, seed)
-
-    def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
-        """Grounding vectors (T, 1, dim) of an episode's observations (T, 1, ...)."""
-        if self.policy.grounding is None:
-            return None
-        encoder, length = self.encoder, len(next(iter(observations.values())))
-        back = th.arange(encoder.window - 1, -1, -1)
-        rows = (th.arange(length).unsqueeze(1) - back).clamp(min=0).to(self.device)
-        at_once = rows.split(EMBED_AT_ONCE[encoder.window > 1])
-        phi = th.cat([encoder.embed({name: part[of, 0] for name, part in observations.items()}) for of in at_once])
-        known = th.ones(length, 1, dtype=th.bool, device=self.device)
-        return self.signal({"observations": observations, "embeddings": phi.half().unsqueeze(1), "known": known})
+        return dream(self.policy, episode, self.signals.of_episode, context, horizon, seed)
 
     # ------------------------------------------------------------------ behaviour
 
@@ -487,7 +460,7 @@ class GIRL(OffPolicyAgent):
         if student is None or grounding is None:
             return batch, {}
         with self._precision(), th.set_grad_enabled(with_student):
-            told = student(self._frames(batch["observations"]))
+            told = self.signals.told(batch["observations"])
         with_told = batch | {"told": told.detach().float()}
         if not with_student:
             return with_told, {}
@@ -495,10 +468,6 @@ class GIRL(OffPolicyAgent):
         self._step(self.student_optimizer, loss, {"distill_loss": loss}, batch, self.model_grad_norm)
         student.follow(loss)
         return with_told, {"distill_loss": student.average.clone(), "student_in_use": student.in_use.float()}
-
-    def _frames(self, observations: dict[str, th.Tensor]) -> th.Tensor:
-        """What the student sees: the newest frames (..., 3 pictures, H, W)."""
-        return th.cat([newest_frame(observations[name]) for name in self.policy.encoder.pictures], -3)
 
     def _precision(self) -> Any:
         """What the networks compute in; statistics, samples and losses are float32 in any case."""
@@ -588,70 +557,25 @@ class GIRL(OffPolicyAgent):
     # ------------------------------------------------------------------ grounding
 
     @property
-    def encoder_name(self) -> str | None:
-        """The frozen encoder that ``grounding`` stands for here."""
-        if self.grounding != "auto":
-            return self.grounding
-        vectors = any(not is_picture(part) for part in parts_of(self.observation_space).values())
-        return "masked-autoencoder" if vectors else "efficientnet-lite0"
-
-    @property
     def grounding_name(self) -> str:
         """What reports say of the frozen encoder."""
-        return "none" if self.encoder_name is None else self.encoder.name
-
-    @property
-    def encoder(self) -> FrozenEncoder:
-        """What gives Phi: the policy's masked autoencoder, or the encoder of pictures, which is no part of a saved agent."""
-        if self.encoder_name == "masked-autoencoder":
-            assert self.policy.masked_autoencoder is not None
-            return self.policy.masked_autoencoder
-        if self._encoder is None:
-            assert self.encoder_name is not None
-            pictures = [name for name, part in parts_of(self.observation_space).items() if is_picture(part)]
-            self._encoder = picture_encoder(self.encoder_name, pictures, self.encoder_weights).to(self.device)
-        return self._encoder
-
-    def _width_of_phi(self) -> int:
-        """:raises ValueError: where a student would have nothing to learn from"""
-        name = self.encoder_name
-        if self.distill and name in (None, "masked-autoencoder"):
-            raise ValueError("distill=True learns from an encoder of pictures: ground with one, or leave distill out.")
-        return {None: 0, "masked-autoencoder": WIDTH}[name] if name in (None, "masked-autoencoder") else self.encoder.dim
+        return "none" if self.signals.name is None else self.signals.encoder.name
 
     def _embed_waiting(self) -> None:
-        """Give the rows that were collected their embeddings; the first time a masked autoencoder learns before."""
-        policy, memory = self.policy, self.replay_buffer
+        """Give what was collected its embeddings; the first time a masked autoencoder learns before (proposal)."""
+        policy = self.policy
         if policy.grounding is None:
             return
         if not policy.grounded:
             if policy.masked_autoencoder is not None:
-                self._warm_start()
+                optimizer = self._adam(policy.masked_autoencoder.parameters(), RATE, 1e-8)
+
+                def step(loss: th.Tensor) -> None:
+                    self._step(optimizer, loss, {"encoder_loss": loss}, {})
+
+                self._meter.add({"encoder_loss": self.signals.warm_start(self.replay_buffer, self.encoder_updates, step)})
             policy.grounded.fill_(True)
-        encoder, in_use = self.encoder, policy.student is not None and bool(policy.student.in_use)
-        at_once = EMBED_AT_ONCE[encoder.window > 1]
-        for env, number in zip(*(part.split(at_once) for part in memory.waiting(CHECKED if in_use else 1)), strict=True):
-            memory.set_embeddings(env, number, encoder.embed(memory.windows(env, number, encoder.window)))
-
-    def _warm_start(self) -> None:
-        """Train the masked autoencoder on what was collected."""
-        encoder, memory = self.policy.masked_autoencoder, self.replay_buffer
-        assert encoder is not None
-        lengths = th.as_tensor(memory.lengths())
-        optimizer = self._adam(encoder.parameters(), RATE, 1e-8)
-
-        def windows(env: th.Tensor, number: th.Tensor, width: int) -> th.Tensor:
-            return joined(memory.windows(env, number, width), encoder.vectors)
-
-        def draw(size: int) -> th.Tensor:
-            env = th.randint(self.n_envs, (size,))
-            return windows(env, (th.rand(size, dtype=th.float64) * lengths[env]).long(), WINDOW)
-
-        states = [windows(th.full((n,), env), th.arange(n), 1)[:, 0] for env, n in enumerate(lengths.tolist())]
-        loss = encoder.warm_start(
-            th.cat(states), draw, self.encoder_updates, lambda loss: self._step(optimizer, loss, {"encoder_loss": loss}, {})
-        )
-        self._meter.add({"encoder_loss": loss})
+        self.signals.embed_waiting(self.replay_buffer)
 
     # ------------------------------------------------------------------ experience
 
@@ -720,7 +644,7 @@ class GIRL(OffPolicyAgent):
 
     def _excluded_save_params(self) -> list[str]:
         made = ("replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_losses")  # by the constructor
-        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "_encoder", *made]
+        return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "signals", *made]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizers()], []

@@ -322,12 +322,12 @@ def test_causal_prior_sees_the_step_before(trained):
     other["embeddings"][3] += th.randn_like(other["embeddings"][3])
     for mode, changed in (("causal", 4), ("literal", 3)):
         agent.grounding_index = mode
-        priors = [agent.policy.prior(h, agent.conditions(agent.signal(b), b["first"])) for b in (batch, other)]
+        priors = [agent.policy.prior(h, agent.conditions(agent.signals.of_batch(b), b["first"])) for b in (batch, other)]
         moved = (priors[0] != priors[1]).flatten(1).any(1)
         assert moved.nonzero().flatten().tolist() == [changed]
     first = batch["first"].clone()
     first[4] = True
-    assert shifted(agent.signal(batch), first)[4].abs().sum() == 0.0
+    assert shifted(agent.signals.of_batch(batch), first)[4].abs().sum() == 0.0
 
 
 def test_encoder_is_frozen_after_its_warm_start(trained):
@@ -400,9 +400,9 @@ def test_drift_at_lag_one_is_the_one_step_kl(trained, episode):
         th.manual_seed(5)
         noise = policy.latent.noise(41, 1, device=th.device("cpu"))
         filtered = policy.rssm.observe(policy.encoder(observations), actions, first, noise)
-        c = shifted(trained._signal_of_episode(observations), first)
+        c = shifted(trained.signals.of_episode(observations), first)
         kl = policy.latent.kl(filtered.posterior, policy.prior(filtered.states.h, c))[1:, 0]
-        many = measure_drift(policy, [episode], 1, trained._signal_of_episode, False, starts=20_000, seed=5)
+        many = measure_drift(policy, [episode], 1, trained.signals.of_episode, False, starts=20_000, seed=5)
     assert many.dfm(1, "real") == pytest.approx(kl.mean().item(), rel=0.02)
     assert set(many.kl) == {"real", "predicted", "none"}
     assert many.honest == "predicted"

@@ -151,9 +151,9 @@ class TestStudent:
         with th.no_grad():
             student = agent.policy.student(newest_frame(batch["observations"]["observation"]))
             teacher = agent.policy.grounding.signal(batch["embeddings"])
-            before = agent.signal(batch)
+            before = agent.signals.of_batch(batch)
             agent.policy.student.in_use.fill_(True)
-            after = agent.signal(batch)
+            after = agent.signals.of_batch(batch)
         th.testing.assert_close(after, student)
         th.testing.assert_close(before[2], student[2])
         th.testing.assert_close(before[:2], teacher[:2])
@@ -189,17 +189,17 @@ class TestStudent:
         distilled.save(tmp_path / "agent.zip")
         loaded = GIRL.load(tmp_path / "agent.zip", device="cpu")
         assert checksum(loaded.policy) == checksum(distilled.policy)
-        assert loaded._encoder is None  # made again when it is needed, and not in the file
-        assert loaded.encoder.name == "efficientnet-lite0"
+        assert loaded.signals._of_pictures is None  # made again when it is needed, and not in the file
+        assert loaded.grounding_name == "efficientnet-lite0"
 
 
 def test_frozen_encoder_stays_as_it_is(distilled):
     agent = copy.deepcopy(distilled)
-    before = checksum(agent.encoder)
+    before = checksum(agent.signals.encoder)
     agent.policy.set_training_mode(True)
     agent.improve(3)
-    assert not any(p.requires_grad for p in agent.encoder.parameters())
-    assert checksum(agent.encoder) == before
+    assert not any(p.requires_grad for p in agent.signals.encoder.parameters())
+    assert checksum(agent.signals.encoder) == before
     assert agent.policy.grounding.psi[1].weight.grad is not None  # Psi learns, from the KL
 
 
