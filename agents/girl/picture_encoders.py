@@ -84,14 +84,10 @@ class _EfficientNet(nn.Module):
         from efficientnet_lite_pytorch import EfficientNet
 
         name = "efficientnet-lite0"
+        self.network = EfficientNet.from_name(name)
         if trained:
-            self.network = EfficientNet.from_name(name)
             weights = th.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
             self.network.load_state_dict(weights)
-        else:
-            with th.random.fork_rng([]):
-                th.manual_seed(0)
-                self.network = EfficientNet.from_name(name)
 
     def forward(self, pictures: th.Tensor) -> th.Tensor:
         return self.network.extract_features(pictures).mean((-2, -1))
@@ -132,7 +128,9 @@ def picture_encoder(name: str, pictures: list[str], weights: str | None = None) 
     module = "transformers" if name in DINOV2 else "efficientnet_lite_pytorch"
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(f"grounding={name!r} needs {module}: pip install 'tether-rl[vision]'.", name=module)
-    network = NETWORKS[name](weights)
+    with th.random.fork_rng([]):  # a resumed training, which makes it later than the first did, has the same random numbers
+        th.manual_seed(0)
+        network = NETWORKS[name](weights)
     told = f"{name} from {weights}" if weights else name
     return PictureEncoder(told, network, network.width, pictures)  # type: ignore[arg-type]
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import DummyVecEnv
 
+from tests.kit.resume import difference, everything
 from tests.kit.worlds import Pictures
-from tether.agents import GIRL
+from tether.agents import GIRL, save_checkpoint
 from tether.agents.girl.drift import Episode
 from tether.agents.girl.picture_encoders import RESOLUTION, newest_frame, picture_encoder
 from tether.agents.girl.replay import SequenceReplay
@@ -31,8 +33,8 @@ class ChannelsFirst(Pictures):
         return super()._frame().transpose(2, 0, 1)
 
 
-def make(**kwargs):
-    return GIRL("CnnPolicy", ChannelsFirst(), **{**SMALL, **kwargs})
+def make(env=None, **kwargs):
+    return GIRL("CnnPolicy", env or ChannelsFirst(), **{**SMALL, **kwargs})
 
 
 @pytest.fixture(scope="module")
@@ -235,3 +237,22 @@ def test_replay_knows_which_rows_have_an_embedding():
     assert replay.waiting()[0].numel() == 0
     add(40)  # round the ring: none of these is known
     assert not replay.known.any()
+
+
+def test_resumed_equals_uninterrupted(tmp_path):
+    """With a student in use, rows without an embedding and half of an episode behind it."""
+    def begun():
+        agent = make(distill=True, env=DummyVecEnv([ChannelsFirst])).learn(45)
+        agent.policy.student.in_use.fill_(True)
+        agent.policy.student.average.fill_(-100.0)
+        return agent
+
+    whole = begun().learn(40, reset_num_timesteps=False)
+    stopped = begun().learn(17, reset_num_timesteps=False)
+    save_checkpoint(stopped, tmp_path)
+    resumed = GIRL.load_checkpoint(tmp_path, DummyVecEnv([ChannelsFirst]), device="cpu")
+    assert not resumed.replay_buffer.known[: resumed.replay_buffer.totals[0]].all()
+    resumed.learn(85 - resumed.num_timesteps, reset_num_timesteps=False)
+    assert difference(everything(whole), everything(resumed)) == 0.0
+    th.testing.assert_close(whole.replay_buffer.known, resumed.replay_buffer.known)
+    th.testing.assert_close(whole.replay_buffer.embeddings, resumed.replay_buffer.embeddings)
