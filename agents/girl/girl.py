@@ -426,6 +426,12 @@ class GIRL(OffPolicyAgent):
 
     def _update(self, batch: Batch, with_ensemble: bool, with_student: bool) -> Info:
         """One update of everything, from one batch of sequences; reads nothing back."""
+        info, filtered = self.update_model(batch, with_ensemble, with_student)
+        info |= self.update_behaviour(self.starts(filtered))
+        return {key: value.detach() for key, value in info.items()}
+
+    def update_model(self, batch: Batch, with_ensemble: bool, with_student: bool) -> tuple[Info, Filtered]:
+        """One update of the world model and beta, and where asked of ensemble and student; also the states of the batch."""
         policy = self.policy
         batch, distilled = self._distil(batch, with_student)
         with self._precision():
@@ -440,7 +446,11 @@ class GIRL(OffPolicyAgent):
             with self._precision():
                 ensemble_loss = policy.ensemble.loss(*self.transitions(batch, filtered))
             self._step(self.ensemble_optimizer, ensemble_loss, {"ensemble_loss": ensemble_loss}, batch, self.model_grad_norm)
-        starts = self.starts(filtered)
+        return info, filtered
+
+    def update_behaviour(self, starts: Batch) -> Info:
+        """One update of actor and critics, on an imagined rollout from ``starts``; the world model stays as it is."""
+        policy = self.policy
         with _fixed(policy.model_parameters()):
             with self._precision():
                 actor_loss, critic_loss, terms = self._losses[1](starts)
@@ -452,7 +462,7 @@ class GIRL(OffPolicyAgent):
         with th.no_grad():
             slow: list[th.Tensor] = [*policy.slow_critic.parameters()]
             th._foreach_lerp_(slow, [*policy.critic.parameters()], self.slow_critic_fraction)
-        return {key: value.detach() for key, value in (info | terms).items()}
+        return terms
 
     def _distil(self, batch: Batch, with_student: bool) -> tuple[Batch, Info]:
         """Put what the student says of a batch beside it, and let it learn from the encoder."""

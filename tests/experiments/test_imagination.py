@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tether.agents.girl.drift import Dream
+from tether.experiments import drift_causes
 from tether.experiments.imagination import NUMBERS_SHOWN, chart, film
 
 TINY = (
@@ -107,3 +108,25 @@ def test_report_compares_drift_and_steps(tether, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert girl == ["GIRL", "masked-autoencoder", "1", "3", "0.50", "3", "6", "0.75", "0.3", "0.50", "-", "-"]
     assert iio.imread(tmp_path / "out" / "imagination.png").std() > 10
+
+
+def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
+    run = tether("train", "DreamerV3", "--env", "Pendulum-v1", "--steps", 100, "--out", tmp_path, "--hp", *TINY)
+    assert run.code == 0, run.err
+    folder = tmp_path / "Pendulum-v1" / "DreamerV3" / "seed-0"
+    kinds = ["DreamerV3 arm", "grounding alone", "GIRL"]
+    words = [str(folder), "--updates", "9", "--seeds", "2", "--out", str(tmp_path / "out"), "--only", *kinds]
+    assert drift_causes.main(words) == 0
+    numbers = json.loads((tmp_path / "out" / "drift-causes.json").read_text())["numbers"]
+    assert list(numbers) == kinds
+    assert all(row["dfm"] > 0.0 and row["error"] > 0.0 for rows in numbers.values() for row in rows)
+    assert numbers["GIRL"][0] != numbers["GIRL"][1]
+    assert "dfm_real" not in numbers["DreamerV3 arm"][0]
+    assert "| grounding alone |" in (tmp_path / "out" / "drift-causes.md").read_text()
+    assert drift_causes.main([str(folder), "--only", "nothing"]) == 2
+    assert "There is no kind 'nothing': use some of DreamerV3 arm," in capsys.readouterr().err
+    short = ("--steps", 64, "--out", tmp_path, "--hp", "n_steps=32", "batch_size=32")
+    other = tether("train", "SB3-PPO", "--env", "CartPole-v1", *short)
+    assert other.code == 0, other.err
+    assert drift_causes.main([str(tmp_path / "CartPole-v1" / "SB3-PPO" / "seed-0")]) == 2
+    assert "which has no world model: give a run of GIRL" in capsys.readouterr().err

@@ -1,0 +1,144 @@
+"""Which part of GIRL moves the drift of imagination: world models of several kinds, learnt from one and the same memory.
+
+    python -m tether.experiments.drift_causes results/runs/girl-cartpole/dm_control--cartpole-swingup-v0/DreamerV3/seed-0 \
+        --updates 3000 --seeds 2 --out results/measured/girl-cartpole
+
+The memory is that of a finished run, the held-out episodes are new ones of its policy. Behaviour is not learnt.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .errors import UsageError
+from .evaluate import evaluate, load_trained
+from .imagination import EpisodeRecorder, has_world_model
+from .imagination_report import HORIZON, SHORT
+from .manifest import git_revision, versions, write_atomically, write_json
+from .markdown import table
+
+ARM: dict[str, Any] = {"grounding": None, "trust_region": False, "ensemble_members": 0}
+FIXED: dict[str, Any] = {"trust_region": False, "ensemble_members": 0}
+KINDS: dict[str, dict[str, Any]] = {
+    "DreamerV3 arm": ARM,
+    "trust region alone": {"grounding": None},
+    "grounding alone": FIXED,
+    "grounding alone, mu = 0": {**FIXED, "consistency_coef": 0.0},
+    "grounding alone, prior never sees c_hat": {**FIXED, "predicted_share": 0.0},
+    "grounding alone, prior always sees c_hat": {**FIXED, "predicted_share": 1.0},
+    "GIRL": {},
+}
+COLUMNS = ("dfm", "dfm_short", "dfm_real", "dfm_none", "error", "error_short")
+Numbers = dict[str, list[dict[str, float]]]
+
+
+def drift_causes(run: Path, updates: int, seeds: int, episodes: int = 4, only: Sequence[str] | None = None) -> Numbers:
+    """Drift and decoder error of each kind and seed after the same updates.
+
+    :param run: folder of a run of a world model, with its checkpoint
+    :param updates: of each world model
+    :param seeds: of each kind
+    :param episodes: held out
+    :param only: names of :data:`KINDS`
+    :raises UsageError: for a run without a world model, or a kind that there is not
+    """
+    unknown = set(only or ()) - set(KINDS)
+    if unknown:
+        raise UsageError(f"There is no kind '{min(unknown)}': use some of {', '.join(KINDS)}.")
+    trained = load_trained(run)
+    if not has_world_model(trained.model):
+        raise UsageError(f"{run} holds a {type(trained.model).__name__}, which has no world model: give a run of GIRL.")
+    recorder = EpisodeRecorder(trained.model)
+    with closing(trained.make_env(1, 10_000)) as env:
+        evaluate(trained.model, env, episodes, True, recorder)
+    with closing(trained.make_env(1, 0)) as env:
+        cls: Any = type(trained.model)
+        source = cls.load_checkpoint(run / "checkpoint", env, device="cpu", compile_loss=False)
+
+        def learnt(kind: dict[str, Any]) -> list[dict[str, float]]:
+            return [_learn(source, kind, updates, seed, recorder.episodes) for seed in range(seeds)]
+
+        return {name: learnt(KINDS[name]) for name in only or KINDS}
+
+
+def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes: Sequence[Any]) -> dict[str, float]:
+    """A world model of a kind, of the source's size, rates and memory: what it then says of held-out episodes."""
+    names = ("learning_rate", "batch_size", "batch_length", "buffer_size", "policy_kwargs", "precision", "encoder_updates")
+    arguments = {name: getattr(source, name) for name in names}
+    agent = type(source)("MultiInputPolicy", source.env, seed=seed, device="cpu", ensemble_interval=4, **arguments, **kind)
+    memory, told = agent.replay_buffer, source.replay_buffer
+    for name in ("actions", "rewards", "terminals", "first", "ages", "totals"):
+        getattr(memory, name)[:] = getattr(told, name)
+    for name, part in told.observations.items():
+        memory.observations[name][:] = part
+    agent._embed_waiting()
+    agent._set_rates()
+    agent.policy.set_training_mode(True)
+    for update in range(updates):
+        if agent.trust_region and update == updates // 8:  # as after the first of 10^4 steps of 10^5
+            agent.policy.trust_region.activate()
+            agent._warm = True
+        agent.update_model(agent._draw(), agent.policy.ensemble is not None and update % 4 == 0, False)
+        if agent._warm and update % agent.radius_interval == 0:
+            agent._refresh_radius()
+    drift = agent.measure_drift(episodes, min(HORIZON, min(len(e.actions) for e in episodes)), seed=seed)
+    whole = len(drift.kl["none"])
+    row = {"dfm": drift.dfm(whole), "dfm_short": drift.dfm(min(SHORT, whole))}
+    row |= {"error": drift.error(whole), "error_short": drift.error(min(SHORT, whole))}
+    return row | {f"dfm_{name}": drift.dfm(whole, name) for name in ("real", "none") if name in drift.kl}
+
+
+def markdown(numbers: Numbers, run: Path, updates: int) -> str:
+    """The table: means over seeds, ranges in brackets."""
+    seeds = len(next(iter(numbers.values())))
+    header = ["world model", f"DFM({HORIZON})", f"DFM({SHORT})", "with real c", "without c", "error", f"error ({SHORT})"]
+    body = []
+    for name, rows in numbers.items():
+        cells = [name]
+        for column in COLUMNS:
+            of = np.array([row[column] for row in rows if column in row])
+            cells.append(f"{of.mean():.3g} [{of.min():.3g}, {of.max():.3g}]" if len(of) else "-")
+        body.append(cells)
+    words = f"python -m tether.experiments.drift_causes {run} --updates {updates} --seeds {seeds}"
+    return "\n".join([
+        "# What moves the drift of imagination", "",
+        f"`{words}`: world models learnt from the memory of that run, {updates} updates each, and measured on new episodes of "
+        f"its policy; means over {seeds} seeds, ranges in brackets. DFM is in nats of each model's own latent space, with the "
+        "grounding vectors that it predicts itself; the error is the decoder's (squared, symlog), the same measure for all.", "",
+        *table(header, body),
+    ]) + "\n"  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line."""
+    told = (__doc__ or "").split("\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m tether.experiments.drift_causes", description=told)
+    parser.add_argument("run", type=Path, help="folder of a run of a world model")
+    parser.add_argument("--updates", type=int, default=3000, metavar="N", help="of each world model (default: 3000)")
+    parser.add_argument("--seeds", type=int, default=2, metavar="K", help="of each kind (default: 2)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(KINDS)}")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write drift-causes.md and .json there")
+    args = parser.parse_args(arguments)
+    try:
+        numbers = drift_causes(args.run, args.updates, args.seeds, only=args.only)
+    except UsageError as error:
+        print(f"drift_causes: {error}", file=sys.stderr)
+        return 2
+    text = markdown(numbers, args.run, args.updates)
+    print(text)
+    if args.out is not None:
+        args.out.mkdir(parents=True, exist_ok=True)
+        write_atomically(args.out / "drift-causes.md", text)
+        write_json(args.out / "drift-causes.json", {"numbers": numbers, "versions": versions(), **git_revision()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
