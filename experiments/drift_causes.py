@@ -111,7 +111,7 @@ def markdown(numbers: Numbers, run: Path, updates: int) -> str:
         "# What moves the drift of imagination", "",
         f"`{words}`: world models learnt from the memory of that run, {updates} updates each, and measured on new episodes of "
         f"its policy; means over {seeds} seeds, ranges in brackets. DFM is in nats of each model's own latent space, with the "
-        "grounding vectors that it predicts itself; the error is the decoder's (squared, symlog), the same measure for all.", "",
+        "grounding vectors that it predicts itself; the error is the decoder's (squared, symlog), one measure for all.", "",
         *table(header, body),
     ]) + "\n"  # fmt: skip
 
