@@ -130,3 +130,17 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert other.code == 0, other.err
     assert drift_causes.main([str(tmp_path / "CartPole-v1" / "SB3-PPO" / "seed-0")]) == 2
     assert "which has no world model: give a run of GIRL" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("env", "module"), [("AdroitHandDoor-v1", "gymnasium_robotics"), ("Meta-World/reach-v3", "envpool")])
+def test_robots(tether, tmp_path: Path, env: str, module: str) -> None:
+    """A world model of a hand and of an arm: success is told beside the drift."""
+    pytest.importorskip(module)
+    steps = ("--steps", 60, "--eval-every", 60, "--eval-episodes", 1, "--env-kwargs", "max_episode_steps=40")
+    run = tether("train", "GIRL", "--env", env, *steps, "--out", tmp_path, "--hp", *TINY)
+    assert run.code == 0, run.err
+    header, row = next(tmp_path.glob("*/GIRL/seed-0/evaluations.csv")).read_text().splitlines()
+    told = dict(zip(header.split(","), row.split(","), strict=True))
+    assert told["episodes"] == "1"
+    assert 0.0 <= float(told["success_rate"]) <= 1.0
+    assert float(told["dfm"]) > 0.0
