@@ -105,7 +105,7 @@ def world_model(
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, (agent, speed) in agents.items():
-            rates[name].append(_measure(agent, max(2, round(seconds * speed))))
+            rates[name].append(_measure(agent, 4 * max(1, round(seconds * speed / 4))))  # the ensemble may be every fourth's
     result = {
         "command": command, "hardware": hardware(), "versions": versions(), **git_revision(), "threads": th.get_num_threads(),
         "device": place.type, "size": size, "pictures": pictures, "updates per second": rates,
@@ -137,6 +137,9 @@ def _agent(arguments: dict[str, Any], size: str, device: Any, pictures: bool) ->
     agent.captures = captured
     agent.learn(steps)
     agent.improve(12)
+    if agent.trust_region:
+        agent.policy.trust_region.activate()
+        agent._warm = True
     return agent, _measure(agent, 4)
 
 

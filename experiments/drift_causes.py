@@ -88,7 +88,7 @@ def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes:
         agent.update_model(agent._draw(), agent.policy.ensemble is not None and update % 4 == 0, False)
         if agent._warm and update % agent.radius_interval == 0:
             agent._refresh_radius()
-    drift = agent.measure_drift(episodes, min(HORIZON, min(len(e.actions) for e in episodes)), seed=seed)
+    drift = agent.measure_drift(episodes, min(HORIZON, max(len(episode.actions) for episode in episodes)), seed=seed)
     whole = len(drift.kl["none"])
     row = {"dfm": drift.dfm(whole), "dfm_short": drift.dfm(min(SHORT, whole))}
     row |= {"error": drift.error(whole), "error_short": drift.error(min(SHORT, whole))}

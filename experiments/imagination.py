@@ -69,15 +69,15 @@ def has_world_model(model: BaseAlgorithm) -> bool:
 def drift_row(model: Any, episodes: list[Episode], seed: int) -> tuple[dict[str, float], Drift | None]:
     """The columns of ``evaluations.csv`` that tell of imagination, and the drift by lag; none where episodes are too short.
 
-    ``dfm`` is the honest variant at :data:`HORIZON`, ``dfm_real`` and ``dfm_none`` the others where there is grounding,
-    ``dfm_short`` the honest one at :data:`SHORT`.
+    ``dfm`` is the honest variant over ``dfm_horizon`` lags: :data:`HORIZON`, or as many as the longest episode has steps;
+    ``dfm_real`` and ``dfm_none`` are the others where there is grounding, ``dfm_short`` the honest one at :data:`SHORT`.
     """
-    shortest = min((len(episode.actions) for episode in episodes), default=0)
-    horizon = min(HORIZON, shortest)
+    horizon = min(HORIZON, max((len(episode.actions) for episode in episodes), default=0))
     if horizon < 1:
         return {}, None
     drift = model.measure_drift(episodes, horizon, seed=seed)
     row = {"dfm": drift.dfm(horizon), "dfm_short": drift.dfm(min(SHORT, horizon)), "decoder_error": drift.error(horizon)}
+    row["dfm_horizon"] = horizon
     row |= {f"dfm_{name}": drift.dfm(horizon, name) for name in ("real", "none") if name in drift.kl}
     return row, drift
 

@@ -13,7 +13,7 @@ from .statistics import interval
 
 HORIZON = 100  # of the drift in `evaluations.csv`, or as long as the episodes are
 SHORT = 15  # imagined steps that behaviour is learnt from
-COLUMNS = ("dfm", "dfm_real", "dfm_none", "dfm_short", "decoder_error")
+COLUMNS = ("dfm", "dfm_real", "dfm_none", "dfm_short", "decoder_error", "dfm_horizon")
 BASELINE = "DreamerV3"
 RETURNS = {"dm_control/": (500.0, 750.0)}  # of at most 1,000
 LAST = 4  # evaluations that a mean is taken over: drift is one evaluation's episodes
@@ -54,7 +54,8 @@ def imagination_section(rows: Sequence[Row]) -> Iterator[str]:
         f"ones, or none. DFM({SHORT}) and the decoder's error (squared, of vectors in symlog, over the {HORIZON} lags) are "
         f"of the honest variant. All are means over a run's last {LAST} evaluations, then over seeds, with 95 % bootstrap "
         "intervals. A KL in the latent space of one model is no measure of another's: the decoder's error is. Steps are the "
-        "environment's own, action repeat included: the median over seeds until an evaluation reached the return."
+        "environment's own, action repeat included, until an evaluation reached the return: the median over seeds, those that "
+        "did not reach it included."
     )
     for env in sorted({row.env for row in rows if has_imagination(row)}):
         yield ""
@@ -77,6 +78,11 @@ def _table(rows: Sequence[Row], env: str) -> Iterator[str]:
         cells += [_share(mine, arm, "decoder_error"), *(_steps(row, threshold) for threshold in returns)]
         body.append(cells)
     yield from table(header, body)
+    for row in rows:
+        lags = _lasts(row).get("dfm_horizon", np.empty(0))
+        if len(lags) and lags.min() < HORIZON:
+            yield ""
+            yield f"- {row.label}: episodes of fewer than {HORIZON} steps; its DFM is over {lags.min():.3g} lags and more."
 
 
 def _lasts(row: Row) -> dict[str, FloatArray]:
@@ -100,7 +106,6 @@ def _share(mine: dict[str, FloatArray], arm: dict[str, FloatArray], name: str) -
 
 def _steps(row: Row, threshold: float) -> str:
     steps = np.array([steps_to(run, threshold) for run in row.runs])
-    if not np.isfinite(steps).any():
-        return "-"
     few = f" ({np.isfinite(steps).sum()} of {len(steps)})" if not np.isfinite(steps).all() else ""
-    return format_steps(float(np.median(steps[np.isfinite(steps)]))) + few
+    middle = float(np.median(steps))
+    return (format_steps(middle) if np.isfinite(middle) else "-") + few

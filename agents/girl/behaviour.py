@@ -65,7 +65,7 @@ class Actor(nn.Module):
         if self.discrete:
             return (description * actions).sum(-1)
         mean, std = description.unbind(-2)
-        return th.distributions.Normal(mean, std).log_prob(actions).sum(-1)
+        return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
 
 
 def lambda_returns(rewards: th.Tensor, discounts: th.Tensor, values: th.Tensor, lam: float) -> th.Tensor:

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch as th
 
-from .grounding import shifted
 from .policy import GIRLPolicy
 from .rssm import State
 
@@ -67,29 +66,27 @@ def measure_drift(
     episodes: Sequence[Episode],
     horizon: int,
     signal: Callable[[dict[str, th.Tensor]], th.Tensor | None],
-    literal: bool,
     starts: int = 20,
     seed: int = 0,
 ) -> Drift:
     """The drift of a world model.
 
-    :param episodes: held out, each longer than the horizon
+    :param episodes: held out; those of fewer steps than the horizon are left out
     :param horizon: H
     :param signal: from observations (T, 1, ...) by name to grounding vectors c_t (T, 1, dim)
-    :param literal: the prior of z_t sees c_t, and not c_{t-1}
     :param starts: points of each episode, at random
     :param seed: of the starts and the samples
-    :raises ValueError: if no episode is longer than the horizon
+    :raises ValueError: if no episode has as many steps as the horizon
     """
     long_enough = [episode for episode in episodes if len(episode.actions) >= horizon]
     if not long_enough:
-        raise ValueError(f"No episode is longer than the horizon of {horizon} steps: measure the drift over a shorter one.")
+        raise ValueError(f"No episode has as many steps as the horizon, {horizon}: measure the drift over a shorter one.")
     device = policy.device
     with th.random.fork_rng([device] if device.type == "cuda" else []):
         th.manual_seed(seed)
         of_each = []
         for episode in long_enough:
-            whole = _filter(policy, episode, signal, literal)
+            whole = _filter(policy, episode, signal)
             of_each.append(_cut(whole, th.randint(len(episode.actions) - horizon + 1, (starts,)).to(device), horizon))
         paths = _join(of_each)
         variants = VARIANTS if policy.grounding is not None and bool(policy.grounded) else VARIANTS[2:]
@@ -97,7 +94,9 @@ def measure_drift(
         for name in variants:
             kl, features = _roll(policy, paths, name)
             kls[name] = kl.mean(1).cpu().numpy()
-            errors[name] = policy.decoder.loss(features, paths.observations).mean(1).cpu().numpy()
+            lags = zip(features.unbind(), *(part.unbind() for part in paths.observations.values()), strict=True)
+            of_lag = [policy.decoder.loss(x, dict(zip(paths.observations, seen, strict=True))).mean() for x, *seen in lags]
+            errors[name] = th.stack(of_lag).cpu().numpy()
     return Drift(kls, errors, variants[min(1, len(variants) - 1)])
 
 
@@ -133,7 +132,7 @@ def dream(
     device = policy.device
     with th.random.fork_rng([device] if device.type == "cuda" else []):
         th.manual_seed(seed)
-        whole = _filter(policy, episode, signal, literal=False)
+        whole = _filter(policy, episode, signal)
         paths = _cut(whole, th.tensor([context - 1], device=device), horizon)
         grounded = policy.grounding is not None and bool(policy.grounded)
         _, after = _roll(policy, paths, "predicted" if grounded else "none")
@@ -146,19 +145,23 @@ def dream(
     )  # fmt: skip
 
 
-def _filter(policy: GIRLPolicy, episode: Episode, signal: Callable[..., th.Tensor | None], literal: bool) -> Paths:
+def _filter(policy: GIRLPolicy, episode: Episode, signal: Callable[..., th.Tensor | None]) -> Paths:
     """Filter an episode: all of its steps, (L + 1, 1, ...) each, the states among them."""
     device, steps = policy.device, len(episode.actions)
-    observations = {name: th.as_tensor(part, device=device).unsqueeze(1) for name, part in episode.observations.items()}
+    observations = {name: _on(device, part).unsqueeze(1) for name, part in episode.observations.items()}
     actions = th.as_tensor(episode.actions, dtype=th.float32, device=device).unsqueeze(1)
     came_by = th.cat((th.zeros_like(actions[:1]), actions))
     first = th.zeros(steps + 1, 1, dtype=th.bool, device=device)
     first[0] = True
     noise = policy.latent.noise(steps + 1, 1, device=device)
     filtered = policy.rssm.observe(policy.encoder(observations), came_by, first, noise)
-    c = signal(observations)
-    conditions = c if c is None or literal else shifted(c, first)
+    conditions = policy.conditions(signal(observations), first)
     return Paths(filtered.states, came_by, observations, filtered.posterior, conditions)
+
+
+def _on(device: th.device, part: np.ndarray) -> th.Tensor:
+    """A part of the observations as the networks take it: pictures uint8, all else float32."""
+    return th.as_tensor(part if part.dtype == np.uint8 else part.astype(np.float32), device=device)
 
 
 def _cut(whole: Paths, begin: th.Tensor, horizon: int) -> Paths:
@@ -191,7 +194,7 @@ def _roll(policy: GIRLPolicy, paths: Paths, variant: str) -> tuple[th.Tensor, th
     for lag, action in enumerate(paths.actions.unbind()):
         h = policy.rssm.advance(state, policy.rssm.pushed(action))
         c = {"real": None if paths.conditions is None else paths.conditions[lag], "none": None}.get(variant)
-        prior = policy.prior(h, policy.predicted_signal(state.z) if variant == "predicted" else c)
+        prior = policy.prior(h, policy.imagined_condition(state.z, h) if variant == "predicted" else c)
         kls.append(policy.latent.kl(paths.posterior[lag], prior))
         state = State(h, policy.latent.sample(prior, noise[lag]))
         features.append(state.features)

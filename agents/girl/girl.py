@@ -18,6 +18,7 @@ import numpy as np
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
 from torch.func import functional_call
@@ -30,7 +31,6 @@ from ..common.offline import require_at_least
 from ..common.threads import threads_for, use_threads
 from .behaviour import lambda_returns, weights_of
 from .drift import CONTEXT, Dream, Drift, Episode, dream, measure_drift
-from .grounding import shifted
 from .masked_autoencoder import RATE
 from .networks import bernoulli_loss
 from .policy import Belief, GIRLPolicy
@@ -80,7 +80,7 @@ class GIRL(OffPolicyAgent):
     :param distill: a student learns to give c, and takes the place of the pictures' encoder where it can (GIRL-Distill)
     :param distill_interval: updates between two of the student
     :param grounding_index: "causal": the prior of z_t sees c_{t-1}; "literal": it sees c_t, which is made of o_t, so that
-        the KL falls without better dynamics
+        the KL falls without better dynamics; where nothing is observed, f_psi(z_{t-1}), or f_psi of the likeliest z_t
     :param predicted_share: of the sequences of a batch, whose prior is trained on what imagination gives it, f_psi(z)
     :param consistency_coef: mu, weight of the consistency loss (digest: 0.1)
     :param encoder_updates: of the masked autoencoder's warm start
@@ -168,10 +168,14 @@ class GIRL(OffPolicyAgent):
         require_at_least(1, radius_interval=radius_interval, distill_interval=distill_interval)
         require_at_least(2, batch_length=batch_length)
         require_at_least(0, pretrain_updates=pretrain_updates, warmup_steps=warmup_steps, ensemble_members=ensemble_members)
+        require_at_least(0, encoder_updates=encoder_updates, consistency_coef=consistency_coef, entropy_coef=entropy_coef)
+        require_at_least(0, beta_step_size=beta_step_size, tau_eig=tau_eig, tau_rpl=tau_rpl)
+        shares = {"gamma": gamma, "lambda_": lambda_, "slow_critic_fraction": slow_critic_fraction}
+        for name, value in (shares | {"predicted_share": predicted_share}).items():
+            if not 0.0 <= value <= 1.0:
+                raise ValueError(f"{name} must be in [0, 1], not {value}.")
         if not train_ratio > 0.0:
             raise ValueError(f"train_ratio is replayed steps per env step, above 0, not {train_ratio}.")
-        if not 0.0 <= predicted_share <= 1.0:
-            raise ValueError(f"predicted_share is a share of the sequences in [0, 1], not {predicted_share}.")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
@@ -184,7 +188,7 @@ class GIRL(OffPolicyAgent):
             stats_window_size=stats_window_size, tensorboard_log=tensorboard_log, verbose=verbose, seed=seed, device=device,
             support_multi_env=True, sde_support=False, supported_action_spaces=(spaces.Box, spaces.Discrete),
         )  # fmt: skip
-        for name in ("grounding", "embedding_dim", "distill", "ensemble_members"):
+        for name in ("grounding", "embedding_dim", "distill", "literal", "ensemble_members"):
             if name in (policy_kwargs or {}):
                 raise ValueError(f"{name} is an argument of the agent, and none of policy_kwargs.")
         self.behaviour_learning_rate = behaviour_learning_rate
@@ -221,10 +225,16 @@ class GIRL(OffPolicyAgent):
         own = self.policy_kwargs
         self.policy_kwargs = {
             **own, "grounding": self.signals.name, "embedding_dim": self._phi_dim, "distill": self.distill,
-            "ensemble_members": self.ensemble_members,
+            "literal": self.grounding_index == "literal", "ensemble_members": self.ensemble_members,
         }  # fmt: skip
         super()._setup_model()
         self.policy_kwargs, self.signals.policy = own, self.policy
+        rows = self.replay_buffer.buffer_size
+        if rows < self.batch_length:
+            raise ValueError(
+                f"The replay memory has {rows} rows for each of {self.n_envs} environments, fewer than batch_length="
+                f"{self.batch_length}: raise buffer_size, or lower batch_length."
+            )
         region = self.policy.trust_region
         region.step_size, region.tau_eig, region.tau_rpl = self.beta_step_size, self.tau_eig, self.tau_rpl
         self._behaviour_schedule = FloatSchedule(self.behaviour_learning_rate)
@@ -245,22 +255,21 @@ class GIRL(OffPolicyAgent):
 
     # ------------------------------------------------------------------ the world model
 
-    def conditions(self, c: th.Tensor | None, first: th.Tensor) -> th.Tensor | None:
-        """What of the signal the prior of z_t sees: c_{t-1}, or c_t in literal mode."""
-        return c if c is None or self.grounding_index == "literal" else shifted(c, first)
-
-    def trained_conditions(self, c: th.Tensor | None, z: th.Tensor, first: th.Tensor) -> th.Tensor | None:
-        """The same, but f_psi(z_{t-1}), as in imagination, in the first ``predicted_share`` of the sequences (proposal).
+    def conditions(self, c: th.Tensor | None, states: State, first: th.Tensor) -> th.Tensor | None:
+        """What the prior of z_t is trained on: c of the step before (in literal mode of the same), but what imagination has
+        in its place in ``predicted_share`` of the sequences, spread over the batch (proposal).
 
         A prior that only ever saw c leans on what it does not have in imagination.
         """
-        real = self.conditions(c, first)
-        predicted = round(self.predicted_share * first.shape[1])
-        if real is None or not predicted:
+        real, policy = self.policy.conditions(c, first), self.policy
+        if real is None or not self.predicted_share:
             return real
-        c_hat = self.policy.predicted_signal(z[:, :predicted].detach())
-        assert c_hat is not None
-        return th.cat((shifted(c_hat.detach().float(), first[:, :predicted]), real[:, predicted:]), 1)
+        with th.no_grad():
+            predicted = policy.imagined_condition(states.z, states.h)
+            assert predicted is not None
+            predicted = policy.conditions(predicted.float(), first)
+            chosen = (th.arange(first.shape[1] + 1, device=first.device) * self.predicted_share).ceil().diff() > 0
+        return th.where(chosen.unsqueeze(-1), predicted, real)  # type: ignore[arg-type]
 
     def observe(self, batch: Batch) -> Filtered:
         """Filter a batch of sequences, with its noise."""
@@ -289,7 +298,7 @@ class GIRL(OffPolicyAgent):
         policy = self.policy
         filtered = self.observe(batch)
         c = self.signals.of_batch(batch)
-        prior = policy.prior(filtered.states.h, self.trained_conditions(c, filtered.states.z, batch["first"]))
+        prior = policy.prior(filtered.states.h, self.conditions(c, filtered.states, batch["first"]))
         features = filtered.states.features
         terms = {
             "decoder_loss": policy.decoder.loss(features, batch["observations"]).mean(),
@@ -320,9 +329,7 @@ class GIRL(OffPolicyAgent):
         """
         policy, region = self.policy, self.policy.trust_region
         newest = self.replay_buffer.newest(NEWEST, self.batch_length)
-        if newest is None:
-            return
-        with th.no_grad():
+        with th.no_grad(), self._precision():
             rpl = region.relative_loss(self.drift_of(self._with_noise(newest)))
             eig = th.zeros_like(rpl)
             if policy.ensemble is not None:
@@ -333,21 +340,24 @@ class GIRL(OffPolicyAgent):
         self._meter.add({"information_gain": eig, "performance_loss": rpl})
 
     def drift_of(self, batch: Batch) -> th.Tensor:
-        """Mean KL(q || p) of a batch of sequences."""
+        """Mean KL(q || p) of a batch of sequences, as the world model's loss has it."""
         filtered = self.observe(batch)
-        prior = self.policy.prior(filtered.states.h, self.conditions(self.signals.of_batch(batch), batch["first"]))
-        return self.policy.latent.kl(filtered.posterior, prior).mean()
+        conditions = self.conditions(self.signals.of_batch(batch), filtered.states, batch["first"])
+        return self.policy.latent.kl(filtered.posterior, self.policy.prior(filtered.states.h, conditions)).mean()
 
     def measure_drift(self, episodes: Sequence[Episode], horizon: int, starts: int = 20, seed: int = 0) -> Drift:
         """DFM up to ``horizon`` on held-out episodes; arguments as those of :func:`.drift.measure_drift`."""
         self.policy.set_training_mode(False)
-        literal = self.grounding_index == "literal"
-        return measure_drift(self.policy, episodes, horizon, self.signals.of_episode, literal, starts, seed)
+        return measure_drift(self.policy, episodes, horizon, self._signal_of_episode, starts, seed)
 
     def dream(self, episode: Episode, context: int = CONTEXT, horizon: int = 60, seed: int = 0) -> Dream:
         """An episode beside what the model imagines of it; arguments as those of :func:`.drift.dream`."""
         self.policy.set_training_mode(False)
-        return dream(self.policy, episode, self.signals.of_episode, context, horizon, seed)
+        return dream(self.policy, episode, self._signal_of_episode, context, horizon, seed)
+
+    def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
+        """Grounding vectors of observations as the policy sees them: encoders know them as the replay memory has them."""
+        return self.signals.of_episode(self._scaled(observations, back=True))
 
     # ------------------------------------------------------------------ behaviour
 
@@ -369,7 +379,7 @@ class GIRL(OffPolicyAgent):
             descriptions.append(policy.actor.describe(features[-1].detach()))
             actions.append(policy.actor.sample(descriptions[-1], action_noise))
             h = policy.rssm.advance(state, policy.rssm.pushed(actions[-1]))
-            state = State(h, policy.latent.sample(policy.prior(h, policy.predicted_signal(state.z)), z_noise))
+            state = State(h, policy.latent.sample(policy.prior(h, policy.imagined_condition(state.z, h)), z_noise))
             features.append(state.features)
         return Imagined(th.stack(features), th.stack(actions), th.stack(descriptions))
 
@@ -476,7 +486,7 @@ class GIRL(OffPolicyAgent):
             return with_told, {}
         loss = student.loss(told, grounding.signal(batch["embeddings"]), batch["known"])
         self._step(self.student_optimizer, loss, {"distill_loss": loss}, batch, self.model_grad_norm)
-        student.follow(loss)
+        student.follow(loss, batch["known"])
         return with_told, {"distill_loss": student.average.clone(), "student_in_use": student.in_use.float()}
 
     def _precision(self) -> Any:
@@ -538,20 +548,25 @@ class GIRL(OffPolicyAgent):
         wrapper = self._vec_normalize_env
         if wrapper is None:
             return batch
-
-        def scaled(values: th.Tensor, mean: Any, var: Any, clip: float) -> th.Tensor:
-            scale = np.sqrt(var + wrapper.epsilon)
-            shift, factor = (th.as_tensor(np.asarray(x), dtype=th.float32, device=values.device) for x in (mean, scale))
-            return ((values - shift) / factor).clamp(-clip, clip)
-
-        batch = dict(batch)
-        if wrapper.norm_obs:
-            moments = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"observation": wrapper.obs_rms}
-            parts, clip = batch["observations"], wrapper.clip_obs
-            batch["observations"] = parts | {name: scaled(parts[name], of.mean, of.var, clip) for name, of in moments.items()}
+        batch = batch | {"observations": self._scaled(batch["observations"])}
         if wrapper.norm_reward:
-            batch["rewards"] = scaled(batch["rewards"], 0.0, wrapper.ret_rms.var, wrapper.clip_reward)
+            scale = float(np.sqrt(wrapper.ret_rms.var + wrapper.epsilon))
+            batch["rewards"] = (batch["rewards"] / scale).clamp(-wrapper.clip_reward, wrapper.clip_reward)
         return batch
+
+    def _scaled(self, observations: dict[str, th.Tensor], back: bool = False) -> dict[str, th.Tensor]:
+        """Observations as a ``VecNormalize`` around the environment shows them, or ``back`` from there (clipped ones stay)."""
+        wrapper = self._vec_normalize_env
+        if wrapper is None or not wrapper.norm_obs:
+            return observations
+        moments = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"observation": wrapper.obs_rms}
+        scaled = dict(observations)
+        for name, of in moments.items():
+            numbers = (of.mean, np.sqrt(of.var + wrapper.epsilon))
+            mean, scale = (th.as_tensor(np.asarray(x), dtype=th.float32, device=self.device).flatten() for x in numbers)
+            x = observations[name]
+            scaled[name] = x * scale + mean if back else ((x - mean) / scale).clamp(-wrapper.clip_obs, wrapper.clip_obs)
+        return scaled
 
     def _set_rates(self) -> None:
         """Give the optimisers the learning rates of this step."""
@@ -651,6 +666,19 @@ class GIRL(OffPolicyAgent):
         super().restore_rollout_state(state)
         self._belief = None if state["belief"] is None else Belief(*state["belief"])
         self._meter.sums = {tuple(names): (sums.to(self.device), count) for names, sums, count in state["meter"]}
+
+    def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
+        """As SB3's, of what :meth:`save_replay_buffer` wrote; like that it is a pickle: read none that you do not trust.
+
+        :param truncate_last_traj: the next row begins a new episode
+        :raises ValueError: if the file holds no sequences
+        """
+        memory = load_from_pkl(path, self.verbose)
+        if not isinstance(memory, SequenceReplay):
+            raise ValueError(f"{path} holds a {type(memory).__name__}, and a world model learns from a SequenceReplay.")
+        self.replay_buffer = memory
+        if truncate_last_traj:
+            memory.truncate_last_trajectory()
 
     def _excluded_save_params(self) -> list[str]:
         made = ("replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_losses")  # by the constructor

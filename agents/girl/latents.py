@@ -79,13 +79,14 @@ class CategoricalLatent:
         return self._one_hot(probabilities, below.sum(-1, keepdim=True).clamp(max=self.classes - 1))
 
     def mode(self, description: th.Tensor) -> th.Tensor:
-        return self._one_hot(description.exp(), description.argmax(-1, keepdim=True))
+        """The likeliest classes, with the gradient of the log-probabilities (NM512)."""
+        return self._one_hot(description, description.argmax(-1, keepdim=True))
 
     @staticmethod
-    def _one_hot(probabilities: th.Tensor, chosen: th.Tensor) -> th.Tensor:
-        """One-hot of the chosen classes, with the gradient of the probabilities."""
-        hot = th.zeros_like(probabilities).scatter_(-1, chosen, 1.0)
-        return (hot + (probabilities - probabilities.detach())).flatten(-2)
+    def _one_hot(source: th.Tensor, chosen: th.Tensor) -> th.Tensor:
+        """One-hot of the chosen classes, with the gradient of ``source``."""
+        hot = th.zeros_like(source).scatter_(-1, chosen, 1.0)
+        return (hot + (source - source.detach())).flatten(-2)
 
     def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
         return (p.exp() * (p - q)).sum((-2, -1))
@@ -139,7 +140,7 @@ class GaussianLatent:
     def nll(self, predicted: th.Tensor, target: th.Tensor) -> th.Tensor:
         """Of the target's mean."""
         mean, std = predicted.unbind(-2)
-        return -th.distributions.Normal(mean, std).log_prob(target[..., 0, :]).sum(-1)
+        return -th.distributions.Normal(mean, std, validate_args=False).log_prob(target[..., 0, :]).sum(-1)
 
     def disagreement(self, members: th.Tensor) -> th.Tensor:
         """0.5 sum_d log(1 + Var_k(mu_kd) / mean_k sigma_kd^2), the population variance."""

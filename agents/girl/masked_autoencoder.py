@@ -34,7 +34,7 @@ class MaskedStateAutoencoder(nn.Module):
 
     def __init__(self, features: int, vectors: Sequence[str] = ("observation",)) -> None:
         super().__init__()
-        self.vectors = list(vectors)
+        self.parts = list(vectors)
         self.moments = RunningMoments((features,))
         self.inputs, self.outputs = nn.Linear(features, WIDTH), nn.Linear(WIDTH, features)
         self.position = nn.Parameter(0.02 * th.randn(WINDOW, WIDTH))
@@ -66,7 +66,7 @@ class MaskedStateAutoencoder(nn.Module):
     @th.no_grad()
     def embed(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """Phi: the mean over the tokens of the unmasked window; (B, 16, *part) by name to (B, 128)."""
-        return self._tokens(self.normalized(joined(observations, self.vectors)), None).mean(1)
+        return self._tokens(self.normalized(joined(observations, self.parts)), None).mean(1)
 
     def warm_start(
         self, states: th.Tensor, draw: Callable[[int], th.Tensor], updates: int, step: Callable[[th.Tensor], None]

@@ -109,7 +109,7 @@ def is_picture(space: spaces.Space) -> bool:
 
 def parts_of(space: spaces.Space) -> dict[str, spaces.Box]:
     """The parts of an observation by name, as the world model sees them: vectors of floats, and pictures of uint8 with the
-    channels first. A space that is no Dict has the name "observation"; a Discrete is seen as one-hot vectors.
+    channels first. A space that is no Dict has the name "observation"; a Discrete is seen as one-hot vectors, tables flat.
 
     :raises ValueError: for parts that are none of these, or pictures of several sizes
     """
@@ -117,7 +117,9 @@ def parts_of(space: spaces.Space) -> dict[str, spaces.Box]:
     for name, part in (space.spaces if isinstance(space, spaces.Dict) else {"observation": space}).items():
         if isinstance(part, spaces.Discrete):
             part = spaces.Box(0.0, 1.0, (int(part.n),), np.float32)
-        if not isinstance(part, spaces.Box) or not (is_picture(part) or part.dtype.kind == "f"):
+        if isinstance(part, spaces.Box) and _is_table(part):
+            part = spaces.Box(part.low.ravel(), part.high.ravel(), dtype=np.float32)
+        if not isinstance(part, spaces.Box) or not (is_picture(part) or (part.dtype.kind == "f" and len(part.shape) == 1)):
             raise ValueError(f"A world model sees uint8 pictures, vectors of floats and Discrete, and '{name}' is {part}.")
         parts[name] = part
     if len({part.shape[1:] for part in parts.values() if is_picture(part)}) > 1:
@@ -129,7 +131,17 @@ def seen(observation: Any, space: spaces.Space) -> dict[str, Any]:
     """Observations (n, ...), arrays or tensors, by name as :func:`parts_of` says that they are seen."""
     whole = {"observation": space} if not isinstance(space, spaces.Dict) else space.spaces
     parts = observation if isinstance(space, spaces.Dict) else {"observation": observation}
-    return {name: _one_hot(parts[name], of) if isinstance(of, spaces.Discrete) else parts[name] for name, of in whole.items()}
+    return {name: _as_seen(parts[name], of) for name, of in whole.items()}
+
+
+def _is_table(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype.kind == "f" and len(space.shape) in (0, 2)
+
+
+def _as_seen(part: Any, space: spaces.Space) -> Any:
+    if isinstance(space, spaces.Discrete):
+        return _one_hot(part, space)
+    return part.reshape(len(part), -1) if _is_table(space) else part
 
 
 def _one_hot(index: Any, space: spaces.Discrete) -> Any:

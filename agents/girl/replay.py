@@ -115,18 +115,17 @@ class SequenceReplay(BaseBuffer):
     def draw(self, batch_size: int, length: int) -> Batch:
         """``batch_size`` sequences, time-major (length, batch_size, ...) each.
 
-        :return: observations by name, actions, rewards, terminals, first, embeddings where they are kept
+        :return: observations by name, actions, rewards, terminals, first, and where embeddings are kept these, and which are
+            ``known``
         """
         env = th.randint(self.n_envs, (batch_size,))
         room = th.as_tensor(self.lengths() - length + 1)[env]
         offset = (th.rand(batch_size, dtype=th.float64) * room).long()
         return self.sequences(env, self._oldest()[env] + offset, length)
 
-    def newest(self, steps: int, length: int) -> Batch | None:
-        """The latest rows of all rings, about ``steps``, cut into sequences; None where there are not enough."""
-        of_each = steps // self.n_envs // length
-        if not of_each or not self.can_draw(of_each * length):
-            return None
+    def newest(self, steps: int, length: int) -> Batch:
+        """The latest rows of all rings, about ``steps``, cut into sequences: at least one of each ring."""
+        of_each = min(max(1, steps // self.n_envs // length), int(self.lengths().min()) // length)
         env = th.arange(self.n_envs).repeat_interleave(of_each)
         back = length * (1 + th.arange(of_each)).repeat(self.n_envs)
         return self.sequences(env, th.as_tensor(self.totals)[env] - back, length)
@@ -154,16 +153,17 @@ class SequenceReplay(BaseBuffer):
     def _take(self, values: th.Tensor, flat: th.Tensor, length: int) -> th.Tensor:
         return values.flatten(0, 1).index_select(0, flat).view(length, -1, *values.shape[2:])
 
-    def windows(self, env: th.Tensor, number: th.Tensor, width: int) -> dict[str, th.Tensor]:
-        """Observations of the ``width`` rows up to row ``number`` (N,) of rings ``env`` (N,), (N, width, ...) by name.
+    def windows(self, env: th.Tensor, number: th.Tensor, width: int, names: list[str]) -> dict[str, th.Tensor]:
+        """Some parts of the ``width`` rows up to row ``number`` (N,) of rings ``env`` (N,), (N, width, ...) by name.
 
-        Before an episode's first row stands that row again.
+        Before an episode's first row, or the first that is still there, stands that row again.
         """
+        before = (number - self._oldest()[env]).to(self.device)
         number, env = number.to(self.device), env.to(self.device)
-        age = self.ages[number % self.buffer_size, env].long()
+        age = self.ages[number % self.buffer_size, env].long().minimum(before)
         back = th.arange(width - 1, -1, -1, device=self.device).minimum(age.unsqueeze(1))
         rows = (number.unsqueeze(1) - back) % self.buffer_size
-        return {name: value[rows, env.unsqueeze(1)] for name, value in self.observations.items()}
+        return {name: self.observations[name][rows, env.unsqueeze(1)] for name in names}
 
     def waiting(self, every: int = 1) -> tuple[th.Tensor, th.Tensor]:
         """Rings and numbers (N,) of the rows that came since the last call and should get their embeddings.

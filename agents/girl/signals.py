@@ -10,7 +10,7 @@ from gymnasium import spaces
 
 from .masked_autoencoder import WIDTH, WINDOW
 from .networks import is_picture, joined, parts_of
-from .picture_encoders import NETWORKS, FrozenEncoder, newest_frame, picture_encoder
+from .picture_encoders import DINOV2, NETWORKS, FrozenEncoder, newest_frame, picture_encoder
 from .replay import Batch, SequenceReplay
 from .student import CHECKED
 
@@ -35,6 +35,8 @@ class Signals:
     """Has the map Psi, and where there are these the masked autoencoder and the student; set once it is there."""
 
     def __init__(self, name: str | None, weights: str | None, space: spaces.Space, device: th.device) -> None:
+        if weights is not None and name not in DINOV2:
+            raise ValueError(f"encoder_weights names a folder of a DINOv2 model, and grounding={name!r} has no use for it.")
         self.weights, self.device, parts = weights, device, parts_of(space)
         self.pictures = [part for part in parts if is_picture(parts[part])]
         self.name = name
@@ -88,7 +90,7 @@ class Signals:
         length, encoder = len(next(iter(observations.values()))), self.encoder
         back = th.arange(encoder.window - 1, -1, -1, device=self.device)
         rows = (th.arange(length, device=self.device).unsqueeze(1) - back).clamp(min=0).split(self._at_once)
-        phi = th.cat([encoder.embed({name: part[some, 0] for name, part in observations.items()}) for some in rows])
+        phi = th.cat([encoder.embed({name: observations[name][some, 0] for name in encoder.parts}) for some in rows])
         known = th.ones(length, 1, dtype=th.bool, device=self.device)
         return self.of_batch({"observations": observations, "embeddings": phi.half().unsqueeze(1), "known": known})
 
@@ -103,16 +105,17 @@ class Signals:
         in_use = self.policy.student is not None and bool(self.policy.student.in_use)
         waiting = (part.split(self._at_once) for part in memory.waiting(CHECKED if in_use else 1))
         for env, number in zip(*waiting, strict=True):
-            memory.set_embeddings(env, number, self.encoder.embed(memory.windows(env, number, self.encoder.window)))
+            windows = memory.windows(env, number, self.encoder.window, self.encoder.parts)
+            memory.set_embeddings(env, number, self.encoder.embed(windows))
 
     def warm_start(self, memory: SequenceReplay, updates: int, step: Callable[[th.Tensor], None]) -> th.Tensor:
         """Let the masked autoencoder learn from what was collected; arguments and result as those of its own."""
         encoder = self.policy.masked_autoencoder
         assert encoder is not None
-        lengths = th.as_tensor(memory.lengths())
+        lengths, oldest = th.as_tensor(memory.lengths()), th.as_tensor(memory.totals - memory.lengths())
 
         def windows(env: th.Tensor, number: th.Tensor, width: int) -> th.Tensor:
-            return joined(memory.windows(env, number, width), encoder.vectors)
+            return joined(memory.windows(env, oldest[env] + number, width, encoder.parts), encoder.parts)
 
         def draw(size: int) -> th.Tensor:
             env = th.randint(memory.n_envs, (size,))

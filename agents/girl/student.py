@@ -57,9 +57,13 @@ class Student(nn.Module):
         return (of_each * known).sum() / known.sum().clamp(min=1)
 
     @th.no_grad()
-    def follow(self, loss: th.Tensor) -> None:
-        """Average the loss, and decide who gives c: the student from the first average below 0.05, no longer above 0.10."""
-        loss = loss.detach().float()
-        self.average.copy_(th.where(self.began, loss.lerp(self.average, DECAY), loss))
-        self.began.fill_(True)
-        self.in_use.copy_(th.where(self.in_use, self.average <= STOP, self.average < START))
+    def follow(self, loss: th.Tensor, known: th.Tensor) -> None:
+        """Average the loss, and decide who gives c: the student from the first average below 0.05, no longer above 0.10.
+
+        :param known: as in :meth:`loss`; where none is, there was no loss
+        """
+        loss, told = loss.detach().float(), known.any()
+        average = th.where(self.began, loss.lerp(self.average, DECAY), loss)
+        self.average.copy_(th.where(told, average, self.average))
+        self.began.logical_or_(told)
+        self.in_use.copy_(self.began & th.where(self.in_use, self.average <= STOP, self.average < START))

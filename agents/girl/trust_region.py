@@ -93,9 +93,13 @@ class TrustRegion(nn.Module):
 
     @th.no_grad()
     def set_radius(self, eig: th.Tensor, rpl: th.Tensor) -> None:
-        """delta = clip(delta_0 (1 + tau_EIG (EIG / EIG_ref - 1) - tau_RPL RPL)), EIG_ref a slow average of EIG."""
+        """delta = clip(delta_0 (1 + tau_EIG (EIG / EIG_ref - 1) - tau_RPL RPL)), EIG_ref a slow average of EIG.
+
+        :param eig: 0 where there is no ensemble: its part is left out then
+        :param rpl: as :meth:`relative_loss` gives it
+        """
         started = self.eig_reference > 0.0
         self.eig_reference.copy_(th.where(started, self.eig_reference.lerp(eig.float(), 0.01), eig.float()))
-        gain = eig / self.eig_reference.clamp(min=1e-12) - 1.0
+        gain = th.where(self.eig_reference > 0.0, eig / self.eig_reference.clamp(min=1e-12) - 1.0, 0.0)
         factor = (1.0 + self.tau_eig * gain - self.tau_rpl * rpl).clamp(*self.radius_bounds)
         self.delta.copy_(self.delta_0 * factor)

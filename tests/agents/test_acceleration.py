@@ -59,16 +59,16 @@ def test_captured_offline_updates_give_the_weights_of_plain_ones(subject):
     assert difference(*weights) < 1e-4
 
 
-@pytest.mark.parametrize("distill", [False, True], ids=["vectors", "distilled pictures"])
-def test_captured_updates_of_a_world_model_give_the_losses_of_plain_ones(distill):
+@pytest.mark.parametrize(("distill", "latent"), [(False, "categorical"), (True, "categorical"), (False, "gaussian")])
+def test_captured_updates_of_a_world_model_give_the_losses_of_plain_ones(distill, latent):
     """Every second update also trains the ensemble, every third the student: each kind is a graph of its own."""
     env, policy = (Pictures(), "CnnPolicy") if distill else ("Pendulum-v1", "MlpPolicy")
     told = []
     for captured in (True, False):
         agent = GIRL(
             policy, env, batch_size=4, batch_length=8, horizon=3, learning_starts=40, train_ratio=1e-6, pretrain_updates=0,
-            encoder_updates=5, precision="float32", seed=0, device="cuda", policy_kwargs={"size": "small"}, buffer_size=200,
-            distill=distill, ensemble_interval=2, distill_interval=3,
+            encoder_updates=5, precision="float32", seed=0, device="cuda", policy_kwargs={"size": "small", "latent": latent},
+            buffer_size=200, distill=distill, ensemble_interval=2, distill_interval=3,
         ).learn(60)  # fmt: skip
         agent._embed_waiting()
         agent.policy.set_training_mode(True)

@@ -11,6 +11,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.save_util import save_to_pkl
+from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn import functional as F
 
 from tether.agents import GIRL
@@ -283,8 +285,15 @@ def test_ensemble_learns_the_next_posterior_and_agrees_where_it_has_learnt():
     assert loss.item() < 0.6 * first
     assert ensemble.information_gain(inputs, everything).item() < gain
     assert ensemble.information_gain(inputs, everything) < ensemble.information_gain(5.0 * th.randn(256, 8), everything)
-    with pytest.raises(AssertionError):  # a sample of weight 0 has no say
-        assert th.allclose(ensemble.loss(inputs, target, everything * 0.0), loss)
+    some, other = everything.clone(), inputs.clone()
+    some[100:] = 0.0
+    other[100:] += 1.0
+    told = []
+    for of in (inputs, other):
+        th.manual_seed(1)
+        told.append(ensemble.loss(of, target, some).item())
+    assert told[0] == told[1]  # a sample of weight 0 has no say
+    assert ensemble.loss(inputs, target, 0.0 * everything).item() == 0.0
 
 
 # ---------------------------------------------------------------------- grounding (9, 10, 11)
@@ -320,14 +329,44 @@ def test_causal_prior_sees_the_step_before(trained):
         h = agent.observe(batch).states.h
     other = batch | {"embeddings": batch["embeddings"].clone()}
     other["embeddings"][3] += th.randn_like(other["embeddings"][3])
-    for mode, changed in (("causal", 4), ("literal", 3)):
-        agent.grounding_index = mode
-        priors = [agent.policy.prior(h, agent.conditions(agent.signals.of_batch(b), b["first"])) for b in (batch, other)]
+    for literal, changed in ((False, 4), (True, 3)):
+        agent.policy.literal = literal
+        conditions = [agent.policy.conditions(agent.signals.of_batch(b), b["first"]) for b in (batch, other)]
+        priors = [agent.policy.prior(h, of) for of in conditions]
         moved = (priors[0] != priors[1]).flatten(1).any(1)
         assert moved.nonzero().flatten().tolist() == [changed]
     first = batch["first"].clone()
     first[4] = True
     assert shifted(agent.signals.of_batch(batch), first)[4].abs().sum() == 0.0
+
+
+@pytest.mark.parametrize("literal", [False, True], ids=["causal", "literal"])
+@pytest.mark.parametrize(("share", "predicted"), [(0.0, []), (0.5, [0, 2]), (1.0, [0, 1, 2, 3]), (0.01, [0])])
+def test_prior_is_trained_on_what_imagination_gives_it(trained, literal, share, predicted):
+    """In a share of the sequences the condition at t is what `imagine` takes at that place; in the others it is c."""
+    agent = copy.deepcopy(trained)
+    agent.policy.literal, agent.predicted_share = literal, share
+    batch = agent._draw()
+    batch["first"][:] = False
+    with th.no_grad():
+        states, c = agent.observe(batch).states, agent.signals.of_batch(batch)
+        got = agent.conditions(c, states, batch["first"])
+        real = agent.policy.conditions(c, batch["first"])
+        imagined = agent.policy.imagined_condition(states.z[2], states.h[3])  # of z_3, from z_2 and h_3
+    for sequence in range(4):
+        expected = imagined if sequence in predicted else real[3]
+        th.testing.assert_close(got[3, sequence], expected[sequence])
+    assert not th.allclose(imagined, real[3])
+
+
+def test_predicted_conditions_train_the_prior_and_not_the_projector(trained):
+    agent = copy.deepcopy(trained)
+    agent.predicted_share, agent.consistency_coef = 1.0, 0.0
+    th.nn.init.normal_(agent.policy.grounding.residual.weight)
+    agent.policy.zero_grad()
+    agent.model_loss(agent._draw())[0].backward()
+    assert agent.policy.grounding.residual.weight.grad.abs().sum() > 0.0
+    assert all(p.grad is None or not p.grad.any() for p in agent.policy.grounding.projector.parameters())
 
 
 def test_encoder_is_frozen_after_its_warm_start(trained):
@@ -365,6 +404,44 @@ def test_masked_autoencoder_is_judged_on_masked_steps_and_learns_a_line():
     assert encoder.embed({"observation": windows}).shape == (64, 128)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_performance_loss_compares_one_measure_of_drift(trained, share):
+    """On the batch that the model is trained on, new drift is replay drift: RPL = 0 (check 8, in the agent)."""
+    agent = copy.deepcopy(trained)
+    agent.predicted_share = share
+    th.nn.init.normal_(agent.policy.grounding.residual.weight)
+    batch = agent._draw()
+    with th.no_grad():
+        trained_on = agent.model_loss(batch)[1]["trust_region"]
+        agent.policy.trust_region.replay_drift.copy_(trained_on)
+        assert agent.policy.trust_region.relative_loss(agent.drift_of(batch)).item() == pytest.approx(0.0, abs=1e-5)
+        agent.policy.trust_region.replay_drift.copy_(trained_on / 2.0)
+        assert agent.policy.trust_region.relative_loss(agent.drift_of(batch)).item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_radius_without_an_ensemble_follows_the_performance_loss_alone():
+    region = TrustRegion()
+    region.update(th.tensor(2.0))
+    region.activate()
+    region.set_radius(th.zeros(()), th.zeros(()))
+    assert region.delta.item() == pytest.approx(2.0)
+    region.set_radius(th.zeros(()), th.tensor(0.4))
+    assert region.delta.item() == pytest.approx(2.0 * 0.8)
+
+
+def test_newest_rows_of_many_environments():
+    """Also where a sequence of each is more than the steps asked for."""
+    space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    replay = SequenceReplay(4000, space, space, "cpu", 40, action_dim=1)
+    for t in range(70):
+        x = np.full((40, 1), t, np.float32)
+        replay.add(x, x + 1, x, np.zeros(40), np.zeros(40, bool), [{}] * 40)
+    newest = replay.newest(1000, 64)["observations"]["observation"]
+    assert newest.shape == (64, 40, 1)
+    assert (newest[-1] == 70.0).all()
+    assert replay.newest(10_000, 16)["first"].shape == (16, 160)  # as many as there are
+
+
 # ---------------------------------------------------------------------- drift (13, 14)
 
 
@@ -400,9 +477,9 @@ def test_drift_at_lag_one_is_the_one_step_kl(trained, episode):
         th.manual_seed(5)
         noise = policy.latent.noise(41, 1, device=th.device("cpu"))
         filtered = policy.rssm.observe(policy.encoder(observations), actions, first, noise)
-        c = shifted(trained.signals.of_episode(observations), first)
+        c = shifted(trained._signal_of_episode(observations), first)
         kl = policy.latent.kl(filtered.posterior, policy.prior(filtered.states.h, c))[1:, 0]
-        many = measure_drift(policy, [episode], 1, trained.signals.of_episode, False, starts=20_000, seed=5)
+        many = measure_drift(policy, [episode], 1, trained._signal_of_episode, starts=20_000, seed=5)
     assert many.dfm(1, "real") == pytest.approx(kl.mean().item(), rel=0.02)
     assert set(many.kl) == {"real", "predicted", "none"}
     assert many.honest == "predicted"
@@ -417,7 +494,7 @@ def test_drift_is_reproducible_and_follows_the_recorded_actions(trained, episode
     assert min(values.min() for values in drift.kl.values()) >= 0.0
     reversed_ = Episode(episode.observations, episode.actions[::-1].copy())
     assert not np.array_equal(drift.kl["none"], trained.measure_drift([reversed_], 10, seed=1).kl["none"])
-    with pytest.raises(ValueError, match="No episode is longer than the horizon of 41 steps"):
+    with pytest.raises(ValueError, match="No episode has as many steps as the horizon, 41"):
         trained.measure_drift([episode], 41)
 
 
@@ -442,7 +519,7 @@ def test_replay_keeps_episodes_apart_and_in_order():
     assert rows["terminals"].flatten().nonzero().flatten().tolist() == [5]
     assert rows["actions"].flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 11]
     assert rows["rewards"].flatten().tolist() == [0, 0, 1, 2, 3, 4, 0, 5, 6, 7, 8, 9, 10, 11]
-    window = replay.windows(th.tensor([0, 0]), th.tensor([2, 7]), 4)["observation"].squeeze(-1)
+    window = replay.windows(th.tensor([0, 0]), th.tensor([2, 7]), 4, ["observation"])["observation"].squeeze(-1)
     assert window.tolist() == [[0, 0, 1, 2], [55, 55, 55, 56]]
     newest = replay.newest(8, 4)
     assert newest["observations"]["observation"][:, :, 0].t().tolist() == [[59, 60, 61, 62], [109, 110, 111, 112]]
@@ -528,6 +605,11 @@ def test_updates_follow_the_train_ratio():
         ({"train_ratio": 0.0}, "train_ratio"),
         ({"batch_length": 1}, "batch_length"),
         ({"grounding_index": "future"}, "grounding_index is one of causal, literal"),
+        ({"gamma": 1.5}, r"gamma must be in \[0, 1\], not 1.5"),
+        ({"predicted_share": -0.1}, r"predicted_share must be in \[0, 1\], not -0.1"),
+        ({"consistency_coef": -1.0}, "consistency_coef must be 0 or more, not -1.0"),
+        ({"encoder_weights": "/nowhere"}, "grounding='auto' has no use for it"),
+        ({"buffer_size": 7}, "7 rows for each of 1 environments, fewer than batch_length=8: raise buffer_size"),
         ({"precision": "int8"}, "precision is one of"),
         ({"grounding": "dinov9"}, "grounding is"),
         ({"policy_kwargs": {"grounding": None}}, "is an argument of the agent"),
@@ -565,7 +647,53 @@ def test_compiled_losses_have_the_gradients_of_the_eager_ones():
             assert th.allclose(eager, compiled, rtol=1e-3, atol=1e-4 * max(1.0, eager.abs().max().item()))
 
 
-def test_two_environments_and_pictures_beside_vectors():
+def test_drift_under_a_normalizer_shows_encoders_what_they_learnt_from():
+    """Recorded observations are normalised; the grounding vectors are those that the replay memory has."""
+    env = VecNormalize(make_vec_env("Pendulum-v1", 1))
+    agent = make(env).learn(150)
+    agent._embed_waiting()
+    rows = slice(0, 60)
+    raw = {"observation": agent.replay_buffer.observations["observation"][rows]}
+    kept = agent.policy.grounding.signal(agent.replay_buffer.embeddings[rows])
+    again = agent._signal_of_episode(agent._scaled(raw))
+    assert (agent._scaled(raw)["observation"] - raw["observation"]).abs().max() > 0.1
+    assert (kept - again).square().mean() < 1e-3
+
+
+@pytest.mark.parametrize("shape", [(), (2, 3)])
+def test_tables_of_floats_and_float64(shape):
+    class Table(gym.Env):
+        observation_space = spaces.Box(-1.0, 1.0, shape, np.float64)
+        action_space = spaces.Box(-1.0, 1.0, (2, 2), np.float32)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.steps = 0
+            return self.observation_space.sample(), {}
+
+        def step(self, action):
+            assert action.shape == (2, 2)
+            self.steps += 1
+            return np.asarray(self.observation_space.sample()), 0.0, False, self.steps == 20, {}
+
+    agent = make(Table(), warmup_steps=70).learn(80)
+    flat = np.random.default_rng(0).normal(size=(12, int(np.prod(shape))))
+    drift = agent.measure_drift([Episode({"observation": flat}, np.zeros((11, 4), np.float32))], 5)
+    assert np.isfinite(drift.kl["predicted"]).all()
+
+
+def test_replay_memory_is_saved_and_loaded(trained, tmp_path):
+    trained.save_replay_buffer(tmp_path / "memory")
+    other = make(learning_starts=500)
+    other.load_replay_buffer(tmp_path / "memory")
+    assert other.replay_buffer.totals.tolist() == trained.replay_buffer.totals.tolist()
+    assert other.replay_buffer.begins.all()
+    save_to_pkl(tmp_path / "other.pkl", {})
+    with pytest.raises(ValueError, match="holds a dict, and a world model learns from a SequenceReplay"):
+        other.load_replay_buffer(tmp_path / "other.pkl")
+
+
+def test_two_environments():
     agent = make(make_vec_env("Pendulum-v1", 2)).learn(200)
     assert agent.replay_buffer.lengths().tolist() == [101, 101]
     actions, belief = agent.predict(np.zeros((2, 3), np.float32), None, np.ones(2, bool))

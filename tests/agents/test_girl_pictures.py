@@ -104,7 +104,7 @@ class TestEncoders:
             ({"grounding": "dinov3"}, "grounding is one of auto, masked-autoencoder, efficientnet-lite0, random"),
             ({"grounding": "masked-autoencoder"}, "the observations are pictures alone"),
             ({"grounding": "dinov2-small", "encoder_weights": "/nowhere"}, "name it with encoder_weights"),
-            ({"encoder_weights": "/nowhere"}, "brings its own weights"),
+            ({"encoder_weights": "/nowhere"}, "has no use for it"),
             ({"grounding": None, "distill": True}, "learns from an encoder of pictures"),
         ],
     )
@@ -128,7 +128,8 @@ class TestStudent:
         for loss in losses:
             average = loss if average is None else 0.99 * average + 0.01 * loss
             in_use = average <= 0.1 if in_use else average < 0.05
-            student.follow(th.tensor(loss))
+            student.follow(th.tensor(loss), th.ones(1, dtype=th.bool))
+            student.follow(th.tensor(0.0), th.zeros(1, dtype=th.bool))  # nothing was known: nothing is learnt from it
             assert bool(student.in_use) == in_use, average
             told.append(in_use)
         assert [told[i] for i in (0, 3, 402, 442, 742)] == [False, False, True, False, True]
