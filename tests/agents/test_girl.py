@@ -160,7 +160,7 @@ def test_actor_scales_back_what_leaves_the_box():
     assert th.allclose(actor.entropy(description), normal.entropy().sum(-1))
 
 
-def test_actor_loss_has_no_gradient_for_model_and_critic_and_climbs_the_imagined_return(trained):
+def test_behaviour_has_no_gradient_for_the_model_and_each_part_only_its_own(trained):
     agent = copy.deepcopy(trained)
     batch = agent._draw()
     with th.no_grad():
@@ -174,6 +174,40 @@ def test_actor_loss_has_no_gradient_for_model_and_critic_and_climbs_the_imagined
     critic_loss.backward()
     assert all(p.grad is not None for p in agent.policy.critic.parameters())
     assert all(th.equal(a, p.grad) for a, p in zip(before, agent.policy.actor.parameters(), strict=True))
+    agent.policy.zero_grad()
+    behaviour = ("actor", "critic", "slow")
+    model = {name: p.clone() for name, p in agent.policy.named_parameters() if not name.startswith(behaviour)}
+    agent.update_behaviour(starts)
+    for name, p in agent.policy.named_parameters():
+        if name in model:
+            assert p.grad is None
+            assert th.equal(p, model[name])
+
+
+def test_actors_gradient_through_the_dynamics_is_that_of_finite_differences():
+    """Gaussian latents, no clipped action, constant discounts: nothing that moves with the actor is detached in the loss."""
+    th.manual_seed(0)
+    agent = make(policy_kwargs={**SMALL["policy_kwargs"], "latent": "gaussian"})
+    policy = agent.policy
+    for head in (policy.reward, policy.critic):
+        th.nn.init.normal_(head[-1].weight, std=0.1)
+    th.nn.init.zeros_(policy.going_on[-1].weight)
+    starts = {"h": th.randn(32, 16).tanh(), "z": th.randn(32, 4)}
+    starts |= {"z_noise": th.randn(3, 32, 4), "action_noise": th.zeros(3, 32, 1)}
+    policy.return_scale.percentiles.zero_()
+    parameters = list(policy.actor.parameters())
+    loss = agent.actor_loss(agent.imagine(starts))[0]
+    gradient = th.autograd.grad(loss, parameters)
+    norm = th.sqrt(sum(g.square().sum() for g in gradient))
+    ends = []
+    for sign in (1.0, -1.0):
+        for p, g in zip(parameters, gradient, strict=True):
+            p.data.add_(sign * 0.01 / norm * g)
+        policy.return_scale.percentiles.zero_()
+        ends.append(agent.actor_loss(agent.imagine(starts))[0].item())
+        for p, g in zip(parameters, gradient, strict=True):
+            p.data.sub_(sign * 0.01 / norm * g)
+    assert (ends[0] - ends[1]) / 0.02 == pytest.approx(norm.item(), rel=0.02)
 
 
 # ---------------------------------------------------------------------- trust region (4, 5, 6, 8)
