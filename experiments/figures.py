@@ -1,6 +1,6 @@
 """Learning curves and trust regions as pictures: a panel per environment, a line per agent."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from io import BytesIO
 from itertools import zip_longest
 from typing import Any
@@ -184,16 +184,10 @@ def distances(rows: Sequence[Row]) -> bytes | None:
 
     :return: None where no run logged one
     """
-    drawn = []
-    for row in sorted((row for row in rows if row.runs), key=prominence):
-        logs = [run.diagnostics for run in row.runs]
-        logs = [log for log in logs if "trust_region" in log and "clip_fraction" not in log]
-        if logs:
-            drawn.append((row, logs))
+    drawn = _with_series(rows, lambda run: run.diagnostics, lambda log: "trust_region" in log and "clip_fraction" not in log)
     if not drawn:
         return None
-    lines = dict(zip((row.label for row, _ in drawn), line_styles([row for row, _ in drawn]), strict=False))
-    envs = sorted({row.env for row, _ in drawn})
+    lines, envs = _lines_of(drawn)
     with matplotlib.rc_context(STYLE):
         spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
         figure = Figure(figsize=(4.6 * len(envs) + 0.4, 3.6), dpi=150, layout=spacing)
@@ -222,15 +216,10 @@ def imagination(rows: Sequence[Row]) -> bytes | None:
 
     :return: None where no run has a world model
     """
-    drawn = []
-    for row in sorted((row for row in rows if row.runs), key=prominence):
-        series = [of for of in map(imagination_of, row.runs) if len(of.get("timesteps", ())) > 1]
-        if series:
-            drawn.append((row, series))
+    drawn = _with_series(rows, imagination_of, lambda series: len(series.get("timesteps", ())) > 1)
     if not drawn:
         return None
-    lines = dict(zip((row.label for row, _ in drawn), line_styles([row for row, _ in drawn]), strict=False))
-    envs = sorted({row.env for row, _ in drawn})
+    lines, envs = _lines_of(drawn)
     with matplotlib.rc_context(STYLE):
         spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.02, hspace=0.03)
         figure = Figure(figsize=(3.8 * len(IMAGINED) + 0.4, 3.1 * len(envs) + 0.5), dpi=150, layout=spacing)
@@ -246,6 +235,21 @@ def imagination(rows: Sequence[Row]) -> bytes | None:
                 axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
         return _png(figure, handles, min(len(handles), 4))
+
+
+def _with_series(
+    rows: Sequence[Row], of: Callable[[Run], Series], kept: Callable[[Series], bool]
+) -> list[tuple[Row, list[Series]]]:
+    """The rows with those series of their runs that are kept, where there are any."""
+    members = sorted((row for row in rows if row.runs), key=prominence)
+    having = [(row, [series for series in map(of, row.runs) if kept(series)]) for row in members]
+    return [(row, series) for row, series in having if series]
+
+
+def _lines_of(drawn: Sequence[tuple[Row, list[Series]]]) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Line styles by label, and the environments."""
+    rows = [row for row, _ in drawn]
+    return dict(zip((row.label for row in rows), line_styles(rows), strict=True)), sorted({row.env for row in rows})
 
 
 def _draw_log(axis: Axes, logs: Sequence[Series], key: str, line: dict[str, Any]) -> None:
