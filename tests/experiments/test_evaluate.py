@@ -121,7 +121,7 @@ class TestBareModels:
     @pytest.mark.parametrize("agent", AGENTS)
     def test_every_agent_is_recognised(self, agent: str, tmp_path: Path) -> None:
         cls = agent_class(agent)
-        small = {"buffer_size": 10} if hasattr(cls, "save_replay_buffer") else {}
+        small = {"buffer_size": 100} if hasattr(cls, "save_replay_buffer") else {}
         env_id = "CartPole-v1" if "DQN" in agent else "Pendulum-v1"
         model = cls("MlpPolicy", env_id, device="cpu", **small)
         model.save(tmp_path / "it.zip")
