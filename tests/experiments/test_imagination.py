@@ -111,7 +111,8 @@ def test_report_compares_drift_and_steps(tether, tmp_path: Path) -> None:
 
 
 def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
-    run = tether("train", "DreamerV3", "--env", "Pendulum-v1", "--steps", 100, "--out", tmp_path, "--hp", *TINY)
+    short = ("--steps", 100, "--eval-episodes", 1, "--out", tmp_path, "--hp")
+    run = tether("train", "DreamerV3", "--env", "Pendulum-v1", "--env-kwargs", "max_episode_steps=40", *short, *TINY)
     assert run.code == 0, run.err
     folder = tmp_path / "Pendulum-v1" / "DreamerV3" / "seed-0"
     kinds = ["DreamerV3 arm", "grounding alone", "GIRL"]
@@ -125,8 +126,7 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert "| grounding alone |" in (tmp_path / "out" / "drift-causes.md").read_text()
     assert drift_causes.main([str(folder), "--only", "nothing"]) == 2
     assert "There is no kind 'nothing': use some of DreamerV3 arm," in capsys.readouterr().err
-    short = ("--steps", 64, "--out", tmp_path, "--hp", "n_steps=32", "batch_size=32")
-    other = tether("train", "SB3-PPO", "--env", "CartPole-v1", *short)
+    other = tether("train", "SB3-PPO", "--env", "CartPole-v1", *short, "n_steps=32", "batch_size=32")
     assert other.code == 0, other.err
     assert drift_causes.main([str(tmp_path / "CartPole-v1" / "SB3-PPO" / "seed-0")]) == 2
     assert "which has no world model: give a run of GIRL" in capsys.readouterr().err
