@@ -1,0 +1,52 @@
+"""The race of the world models: who takes part, what the table says, what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tether.experiments import bench_world_model
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences and memories that take no time."""
+    sizes = {"policy_kwargs": {"size": "small", "deter": 8, "hidden": 8, "units": 8, "cnn_depth": 2}, "horizon": 2}
+    monkeypatch.setattr(bench_world_model, "SIZES", {"small": {**sizes, "batch_size": 2, "batch_length": 4}})
+    monkeypatch.setattr(bench_world_model, "COLLECTED", 40)
+    monkeypatch.setattr(bench_world_model, "COLLECTED_PICTURES", 20)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize(("words", "rival", "name"), [((), "GIRL", "small"), (("--pictures",), "GIRL-Distill", "small-pictures")])
+def test_race(tether, tmp_path: Path, words: tuple[str, ...], rival: str, name: str) -> None:
+    rounds = ("--rounds", 2, "--seconds", 0.01, "--size", "small", "--device", "cpu", "--out", tmp_path)
+    run = tether("bench", "world-model", *words, *rounds, "--only", "DreamerV3 arm", rival)
+    assert run.code == 0, run.err
+    result = json.loads((tmp_path / f"world-model-{name}.json").read_text())
+    rates = result["updates per second"]
+    assert list(rates) == ["DreamerV3 arm", rival]
+    assert all(len(of) == 2 and min(of) > 0.0 for of in rates.values())
+    ratio = sorted(a / b for a, b in zip(*rates.values(), strict=True))
+    line = next(line for line in (tmp_path / f"world-model-{name}.md").read_text().splitlines() if line.startswith(f"| {rival} "))
+    assert f"{sum(ratio) / 2:.2f} [{ratio[0]:.2f}, {ratio[1]:.2f}]" in line
+    assert ("pictures 64 x 64" in run.out) == bool(words)
+
+
+def test_the_trust_region_is_at_work(small: None) -> None:
+    import torch as th
+
+    agent, _ = bench_world_model._agent(bench_world_model.CONTESTANTS["GIRL"], "small", th.device("cpu"), pictures=False)
+    assert bool(agent.policy.trust_region.active)
+    assert agent._warm
+
+
+def test_who_takes_part() -> None:
+    assert {"DreamerV3 arm", "+ grounding", "+ ensemble", "+ trust region", "GIRL"} <= set(bench_world_model.CONTESTANTS)
+    assert {"+ grounding", "GIRL", "GIRL-Distill"} <= set(bench_world_model.PICTURES)
+
+
+def test_refusals(refused) -> None:
+    sentence = refused("bench", "world-model", "--only", "TD-MPC2")
+    assert "There is no contestant 'TD-MPC2': use some of DreamerV3 arm," in sentence
+    assert "leave out --pictures" in refused("bench", "offline", "--pictures")
