@@ -18,17 +18,18 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("small")
-@pytest.mark.parametrize(("words", "rival", "name"), [((), "GIRL", "small"), (("--pictures",), "GIRL-Distill", "small-pictures")])
-def test_race(tether, tmp_path: Path, words: tuple[str, ...], rival: str, name: str) -> None:
+@pytest.mark.parametrize(("words", "rival", "of"), [((), "GIRL", ""), (("--pictures",), "GIRL-Distill", "-pictures")])
+def test_race(tether, tmp_path: Path, words: tuple[str, ...], rival: str, of: str) -> None:
     rounds = ("--rounds", 2, "--seconds", 0.01, "--size", "small", "--device", "cpu", "--out", tmp_path)
     run = tether("bench", "world-model", *words, *rounds, "--only", "DreamerV3 arm", rival)
     assert run.code == 0, run.err
-    result = json.loads((tmp_path / f"world-model-{name}.json").read_text())
+    result = json.loads((tmp_path / f"world-model-small{of}.json").read_text())
     rates = result["updates per second"]
     assert list(rates) == ["DreamerV3 arm", rival]
-    assert all(len(of) == 2 and min(of) > 0.0 for of in rates.values())
+    assert all(len(found) == 2 and min(found) > 0.0 for found in rates.values())
     ratio = sorted(a / b for a, b in zip(*rates.values(), strict=True))
-    line = next(line for line in (tmp_path / f"world-model-{name}.md").read_text().splitlines() if line.startswith(f"| {rival} "))
+    lines = (tmp_path / f"world-model-small{of}.md").read_text().splitlines()
+    line = next(line for line in lines if line.startswith(f"| {rival} "))
     assert f"{sum(ratio) / 2:.2f} [{ratio[0]:.2f}, {ratio[1]:.2f}]" in line
     assert ("pictures 64 x 64" in run.out) == bool(words)
 
