@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullLocator
 
 from .diagnostics import Series
 from .imagination_report import imagination_of
@@ -230,6 +231,9 @@ def imagination(rows: Sequence[Row]) -> bytes | None:
                     if row.env == env:
                         _draw_log(axis, series, column, lines[row.label])
                 axis.set_yscale("log")
+                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.yaxis.set_minor_locator(NullLocator())
                 axis.set_ylabel(name)
                 axis.set_xlabel("steps")
                 axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
