@@ -33,6 +33,7 @@ from .behaviour import lambda_returns, weights_of
 from .drift import CONTEXT, Dream, Drift, Episode, dream, measure_drift
 from .masked_autoencoder import RATE
 from .networks import bernoulli_loss
+from .normalized import normalized, scaled
 from .policy import Belief, GIRLPolicy
 from .replay import Batch, SequenceReplay
 from .rssm import Filtered, State
@@ -357,7 +358,7 @@ class GIRL(OffPolicyAgent):
 
     def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
         """Grounding vectors of observations as the policy sees them: encoders know them as the replay memory has them."""
-        return self.signals.of_episode(self._scaled(observations, back=True))
+        return self.signals.of_episode(scaled(observations, self._vec_normalize_env, back=True))
 
     # ------------------------------------------------------------------ behaviour
 
@@ -541,32 +542,7 @@ class GIRL(OffPolicyAgent):
     def _with_noise(self, batch: Batch) -> Batch:
         """A batch of the memory, normalised, with the noise of its latents."""
         noise = self.policy.latent.noise(*batch["first"].shape, device=self.device)
-        return self._normalized(batch) | {"noise": noise}
-
-    def _normalized(self, batch: Batch) -> Batch:
-        """A batch as a ``VecNormalize`` around the environment shows it."""
-        wrapper = self._vec_normalize_env
-        if wrapper is None:
-            return batch
-        batch = batch | {"observations": self._scaled(batch["observations"])}
-        if wrapper.norm_reward:
-            scale = float(np.sqrt(wrapper.ret_rms.var + wrapper.epsilon))
-            batch["rewards"] = (batch["rewards"] / scale).clamp(-wrapper.clip_reward, wrapper.clip_reward)
-        return batch
-
-    def _scaled(self, observations: dict[str, th.Tensor], back: bool = False) -> dict[str, th.Tensor]:
-        """Observations as a ``VecNormalize`` around the environment shows them, or ``back`` from there (clipped ones stay)."""
-        wrapper = self._vec_normalize_env
-        if wrapper is None or not wrapper.norm_obs:
-            return observations
-        moments = wrapper.obs_rms if isinstance(wrapper.obs_rms, dict) else {"observation": wrapper.obs_rms}
-        scaled = dict(observations)
-        for name, of in moments.items():
-            numbers = (of.mean, np.sqrt(of.var + wrapper.epsilon))
-            mean, scale = (th.as_tensor(np.asarray(x), dtype=th.float32, device=self.device).flatten() for x in numbers)
-            x = observations[name]
-            scaled[name] = x * scale + mean if back else ((x - mean) / scale).clamp(-wrapper.clip_obs, wrapper.clip_obs)
-        return scaled
+        return normalized(batch, self._vec_normalize_env) | {"noise": noise}
 
     def _set_rates(self) -> None:
         """Give the optimisers the learning rates of this step."""

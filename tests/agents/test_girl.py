@@ -24,6 +24,7 @@ from tether.agents.girl.grounding import Grounding, shifted
 from tether.agents.girl.latents import CategoricalLatent, GaussianLatent
 from tether.agents.girl.masked_autoencoder import WINDOW, MaskedStateAutoencoder
 from tether.agents.girl.networks import Decoder
+from tether.agents.girl.normalized import scaled
 from tether.agents.girl.replay import SequenceReplay
 from tether.agents.girl.trust_region import TrustRegion
 
@@ -689,8 +690,9 @@ def test_drift_under_a_normalizer_shows_encoders_what_they_learnt_from():
     rows = slice(0, 60)
     raw = {"observation": agent.replay_buffer.observations["observation"][rows]}
     kept = agent.policy.grounding.signal(agent.replay_buffer.embeddings[rows])
-    again = agent._signal_of_episode(agent._scaled(raw))
-    assert (agent._scaled(raw)["observation"] - raw["observation"]).abs().max() > 0.1
+    shown = scaled(raw, env)
+    again = agent._signal_of_episode(shown)
+    assert (shown["observation"] - raw["observation"]).abs().max() > 0.1
     assert (kept - again).square().mean() < 1e-3
 
 
