@@ -416,12 +416,12 @@ class GIRL(OffPolicyAgent):
     def critic_loss(self, features: th.Tensor, returns: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, Info]:
         """mean( w_i [ -log p(R_i | s_i) - log p(sg slow critic's mean | s_i) ] ).
 
-        :param features: [z, h] of s_0..s_{H-1} (H, N, ...), constant
+        :param features: [z, h] of s_0..s_H (H + 1, N, ...), constant
         """
         policy = self.policy
-        outputs = policy.critic(features)
+        outputs = policy.critic(features)[:-1]  # of all: compiled, this and the values of the actor's loss are one product
         with th.no_grad():
-            slow = policy.two_hot.mean(policy.slow_critic(features))
+            slow = policy.two_hot.mean(policy.slow_critic(features[:-1]))
         log_prob = policy.two_hot.log_prob(outputs, returns) + policy.two_hot.log_prob(outputs, slow)
         loss = -(weights * log_prob).mean()
         return loss, {"critic_loss": loss, "value": slow.mean()}
@@ -430,7 +430,7 @@ class GIRL(OffPolicyAgent):
         """The losses of actor and critic, on one imagined rollout; neither has a gradient for what the other trains."""
         imagined = self.imagine(starts)
         actor_loss, info, returns, weights = self.actor_loss(imagined)
-        critic_loss, critic_info = self.critic_loss(imagined.features[:-1].detach(), returns, weights)
+        critic_loss, critic_info = self.critic_loss(imagined.features.detach(), returns, weights)
         return actor_loss, critic_loss, info | critic_info
 
     # ------------------------------------------------------------------ training
