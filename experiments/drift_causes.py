@@ -3,14 +3,16 @@
     python -m tether.experiments.drift_causes results/runs/girl-cartpole/dm_control--cartpole-swingup-v0/DreamerV3/seed-0 \
         --updates 3000 --seeds 2 --out results/measured/girl-cartpole
 
-The memory is that of a finished run, the held-out episodes are new ones of its policy. Behaviour is not learnt.
+The memory is that of a finished run, the held-out episodes are new ones of its policy. Behaviour is not learnt. With ``--out``
+the same command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -39,14 +41,17 @@ COLUMNS = ("dfm", "dfm_short", "dfm_real", "dfm_none", "error", "error_short")
 Numbers = dict[str, list[dict[str, float]]]
 
 
-def drift_causes(run: Path, updates: int, seeds: int, episodes: int = 4, only: Sequence[str] | None = None) -> Numbers:
-    """Drift and decoder error of each kind and seed after the same updates.
+def drift_causes(
+    run: Path, updates: int, seeds: int, only: Sequence[str] | None = None, there: Numbers | None = None, episodes: int = 4
+) -> Iterator[Numbers]:
+    """Drift and decoder error of each kind and seed after the same updates; gives the whole table whenever it has grown.
 
     :param run: folder of a run of a world model, with its checkpoint
     :param updates: of each world model
     :param seeds: of each kind
-    :param episodes: held out
     :param only: names of :data:`KINDS`
+    :param there: what an interrupted call gave
+    :param episodes: held out
     :raises UsageError: for a run without a world model, or a kind that there is not
     """
     unknown = set(only or ()) - set(KINDS)
@@ -61,11 +66,13 @@ def drift_causes(run: Path, updates: int, seeds: int, episodes: int = 4, only: S
     with closing(trained.make_env(1, 0)) as env:
         cls: Any = type(trained.model)
         source = cls.load_checkpoint(run / "checkpoint", env, device="cpu", compile_loss=False)
-
-        def learnt(kind: dict[str, Any]) -> list[dict[str, float]]:
-            return [_learn(source, kind, updates, seed, recorder.episodes) for seed in range(seeds)]
-
-        return {name: learnt(KINDS[name]) for name in only or KINDS}
+        there, wanted = there or {}, only or list(KINDS)
+        numbers: Numbers = {name: there.get(name, []) for name in KINDS if name in there or name in wanted}
+        for seed in range(seeds):
+            for name, rows in numbers.items():
+                if name in wanted and len(rows) == seed:
+                    rows.append(_learn(source, KINDS[name], updates, seed, recorder.episodes))
+                    yield numbers
 
 
 def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes: Sequence[Any]) -> dict[str, float]:
@@ -95,22 +102,21 @@ def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes:
     return row | {f"dfm_{name}": drift.dfm(whole, name) for name in ("real", "none") if name in drift.kl}
 
 
-def markdown(numbers: Numbers, run: Path, updates: int) -> str:
+def markdown(numbers: Numbers, command: str) -> str:
     """The table: means over seeds, ranges in brackets."""
-    seeds = len(next(iter(numbers.values())))
+    seeds = " or ".join(sorted({str(len(rows)) for rows in numbers.values() if rows}))
     header = ["world model", f"DFM({HORIZON})", f"DFM({SHORT})", "with real c", "without c", "error", f"error ({SHORT})"]
     body = []
-    for name, rows in numbers.items():
+    for name, rows in ((name, rows) for name, rows in numbers.items() if rows):
         cells = [name]
         for column in COLUMNS:
             of = np.array([row[column] for row in rows if column in row])
             cells.append(f"{of.mean():.3g} [{of.min():.3g}, {of.max():.3g}]" if len(of) else "-")
         body.append(cells)
-    words = f"python -m tether.experiments.drift_causes {run} --updates {updates} --seeds {seeds}"
     return "\n".join([
         "# What moves the drift of imagination", "",
-        f"`{words}`: world models learnt from the memory of that run, {updates} updates each, and measured on new episodes of "
-        f"its policy; means over {seeds} seeds, ranges in brackets. DFM is in nats of each model's own latent space, with the "
+        f"`{command}`: world models learnt from the memory of that run, and measured on new episodes of its policy; means "
+        f"over {seeds} seeds, ranges in brackets. DFM is in nats of each model's own latent space, with the "
         "grounding vectors that it predicts itself; the error is the decoder's (squared, symlog), one measure for all.", "",
         *table(header, body),
     ]) + "\n"  # fmt: skip
@@ -126,18 +132,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(KINDS)}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drift-causes.md and .json there")
     args = parser.parse_args(arguments)
+    command = f"python -m tether.experiments.drift_causes {args.run} --updates {args.updates} --seeds {args.seeds}"
+    text = ""
     try:
-        numbers = drift_causes(args.run, args.updates, args.seeds, only=args.only)
+        for numbers in drift_causes(args.run, args.updates, args.seeds, args.only, _there(args.out, command)):
+            text = markdown(numbers, command)
+            if args.out is not None:
+                result = {"command": command, "numbers": numbers, "versions": versions(), **git_revision()}
+                args.out.mkdir(parents=True, exist_ok=True)
+                write_json(args.out / "drift-causes.json", result)
+                write_atomically(args.out / "drift-causes.md", text)
     except UsageError as error:
         print(f"drift_causes: {error}", file=sys.stderr)
         return 2
-    text = markdown(numbers, args.run, args.updates)
-    print(text)
-    if args.out is not None:
-        args.out.mkdir(parents=True, exist_ok=True)
-        write_atomically(args.out / "drift-causes.md", text)
-        write_json(args.out / "drift-causes.json", {"numbers": numbers, "versions": versions(), **git_revision()})
+    print(text or f"All of it is in {args.out} already.")
     return 0
+
+
+def _there(out: Path | None, command: str) -> Numbers:
+    """What an interrupted run of the same command left."""
+    path = None if out is None else out / "drift-causes.json"
+    if path is None or not path.is_file():
+        return {}
+    result = json.loads(path.read_text())
+    return result["numbers"] if result["command"] == command else {}
 
 
 if __name__ == "__main__":

@@ -118,8 +118,15 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     kinds = ["DreamerV3 arm", "grounding alone", "GIRL"]
     words = [str(folder), "--updates", "9", "--seeds", "2", "--out", str(tmp_path / "out"), "--only", *kinds]
     assert drift_causes.main(words) == 0
-    numbers = json.loads((tmp_path / "out" / "drift-causes.json").read_text())["numbers"]
+    path = tmp_path / "out" / "drift-causes.json"
+    result = json.loads(path.read_text())
+    numbers = result["numbers"]
     assert list(numbers) == kinds
+    path.write_text(json.dumps({**result, "numbers": {kinds[0]: numbers[kinds[0]], kinds[2]: numbers[kinds[2]][:1]}}))
+    assert drift_causes.main(words) == 0  # goes on where an interrupted one stopped
+    assert json.loads(path.read_text())["numbers"] == {name: [pytest.approx(row) for row in numbers[name]] for name in kinds}
+    assert drift_causes.main(words) == 0
+    assert "All of it is in" in capsys.readouterr().out
     assert all(row["dfm"] > 0.0 and row["error"] > 0.0 for rows in numbers.values() for row in rows)
     assert numbers["GIRL"][0] != numbers["GIRL"][1]
     assert "dfm_real" not in numbers["DreamerV3 arm"][0]
