@@ -1,6 +1,6 @@
 """Which part of GIRL moves the drift of imagination: world models of several kinds, learnt from one and the same memory.
 
-    python -m tether.experiments.drift_causes results/runs/girl-cartpole/dm_control--cartpole-swingup-v0/DreamerV3/seed-0 \
+    python -m tether.experiments.drift_causes results/runs/girl-cartpole/dm_control--cartpole-swingup-v0/GIRL/seed-0 \
         --updates 3000 --seeds 2 --out results/measured/girl-cartpole
 
 The memory is that of a finished run, the held-out episodes are new ones of its policy. Behaviour is not learnt. With ``--out``
@@ -31,11 +31,13 @@ FIXED: dict[str, Any] = {"trust_region": False, "ensemble_members": 0}
 KINDS: dict[str, dict[str, Any]] = {
     "DreamerV3 arm": ARM,
     "trust region alone": {"grounding": None},
+    "trust region alone, beta at least 1": {"grounding": None, "beta_bounds": (1.0, 10.0)},
     "grounding alone": FIXED,
     "grounding alone, mu = 0": {**FIXED, "consistency_coef": 0.0},
     "grounding alone, prior never sees c_hat": {**FIXED, "predicted_share": 0.0},
     "grounding alone, prior always sees c_hat": {**FIXED, "predicted_share": 1.0},
     "GIRL": {},
+    "GIRL, beta at least 1": {"beta_bounds": (1.0, 10.0)},
 }
 COLUMNS = ("dfm", "dfm_short", "dfm_real", "dfm_none", "error", "error_short")
 Numbers = dict[str, list[dict[str, float]]]

@@ -89,6 +89,8 @@ class GIRL(OffPolicyAgent):
     :param warmup_steps: env steps whose mean drift is delta_0, and before which beta is 1 (digest: 10^4)
     :param radius_interval: updates between two looks at information gain and performance loss
     :param beta_step_size: eta of the dual ascent
+    :param beta_bounds: beta stays inside, from 1 on. Where the drift is below delta it falls, and lets the drift rise: with
+        (1, 10) the region only ever adds to DreamerV3's weight of the KL
     :param tau_eig: how far the radius rises with the information gain
     :param tau_rpl: how far it falls with the performance loss
     :param ensemble_members: K; 0: no ensemble, and no part of the radius that follows it
@@ -149,6 +151,7 @@ class GIRL(OffPolicyAgent):
         warmup_steps: int = 10_000,
         radius_interval: int = 100,
         beta_step_size: float = 1e-3,
+        beta_bounds: tuple[float, float] = (0.01, 10.0),
         tau_eig: float = 0.1,
         tau_rpl: float = 0.5,
         ensemble_members: int = 5,
@@ -177,6 +180,9 @@ class GIRL(OffPolicyAgent):
                 raise ValueError(f"{name} must be in [0, 1], not {value}.")
         if not train_ratio > 0.0:
             raise ValueError(f"train_ratio is replayed steps per env step, above 0, not {train_ratio}.")
+        low, high = beta_bounds
+        if not 0.0 <= low <= 1.0 <= high:
+            raise ValueError(f"beta_bounds is (low, high), 0 <= low <= 1 <= high, as beta begins at 1: not {(low, high)}.")
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
@@ -200,7 +206,7 @@ class GIRL(OffPolicyAgent):
         self.encoder_weights, self.distill, self.distill_interval = encoder_weights, distill, distill_interval
         self.consistency_coef = consistency_coef
         self.encoder_updates, self.trust_region, self.warmup_steps = encoder_updates, trust_region, warmup_steps
-        self.radius_interval, self.beta_step_size = radius_interval, beta_step_size
+        self.radius_interval, self.beta_step_size, self.beta_bounds = radius_interval, beta_step_size, (low, high)
         self.tau_eig, self.tau_rpl = tau_eig, tau_rpl
         self.ensemble_members, self.ensemble_interval = ensemble_members, ensemble_interval
         self.model_grad_norm, self.behaviour_grad_norm = model_grad_norm, behaviour_grad_norm
@@ -237,7 +243,8 @@ class GIRL(OffPolicyAgent):
                 f"{self.batch_length}: raise buffer_size, or lower batch_length."
             )
         region = self.policy.trust_region
-        region.step_size, region.tau_eig, region.tau_rpl = self.beta_step_size, self.tau_eig, self.tau_rpl
+        region.step_size, region.bounds = self.beta_step_size, self.beta_bounds
+        region.tau_eig, region.tau_rpl = self.tau_eig, self.tau_rpl
         self._behaviour_schedule = FloatSchedule(self.behaviour_learning_rate)
         rate, behaviour_rate = self.lr_schedule(1.0), self._behaviour_schedule(1.0)
         self.model_optimizer = self._adam(self.policy.model_parameters(), rate, 1e-8)

@@ -234,6 +234,15 @@ def test_dual_ascent_golden_numbers():
         assert region.beta.item() == pytest.approx(end)
 
 
+def test_beta_stays_inside_the_bounds_of_the_agent():
+    region = make(beta_bounds=[1.0, 1.5], beta_step_size=0.1).policy.trust_region  # a list, as YAML reads it
+    region.update(th.tensor(1.0))
+    region.activate()
+    for drift, end in ((-1e6, 1.0), (1e9, 1.5)):
+        region.update(th.tensor(drift))
+        assert region.beta.item() == pytest.approx(end)
+
+
 def test_radius_starts_at_the_mean_drift_and_is_frozen_there():
     region = TrustRegion()
     for drift in (3.0, 1.0, 0.5):
@@ -646,6 +655,7 @@ def test_updates_follow_the_train_ratio():
         ({"encoder_weights": "/nowhere"}, "grounding='auto' has no use for it"),
         ({"buffer_size": 7}, "7 rows for each of 1 environments, fewer than batch_length=8: raise buffer_size"),
         ({"precision": "int8"}, "precision is one of"),
+        ({"beta_bounds": (2.0, 10.0)}, r"0 <= low <= 1 <= high, as beta begins at 1: not \(2.0, 10.0\)"),
         ({"grounding": "dinov9"}, "grounding is"),
         ({"policy_kwargs": {"grounding": None}}, "is an argument of the agent"),
         ({"policy_kwargs": {"size": "huge"}}, "size is one of default, small"),
