@@ -3,8 +3,9 @@
     python -m tether.experiments.drift_causes results/runs/girl-cartpole/dm_control--cartpole-swingup-v0/GIRL/seed-0 \
         --updates 3000 --seeds 2 --out results/measured/girl-cartpole
 
-The memory is that of a finished run, the held-out episodes are new ones of its policy. Behaviour is not learnt. With ``--out``
-the same command goes on where an interrupted one stopped.
+The memory is that of a finished run, the held-out episodes are new ones of its policy. Behaviour is not learnt, and a masked
+autoencoder learns from the whole memory, not from its first random steps. With ``--out`` the same command goes on where an
+interrupted one stopped.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..agents import GIRL
 from .errors import UsageError
 from .evaluate import evaluate, load_trained
 from .imagination import EpisodeRecorder, has_world_model
@@ -26,19 +28,23 @@ from .imagination_report import HORIZON, SHORT
 from .manifest import git_revision, versions, write_atomically, write_json
 from .markdown import table
 
-ARM: dict[str, Any] = {"grounding": None, "trust_region": False, "ensemble_members": 0}
-FIXED: dict[str, Any] = {"trust_region": False, "ensemble_members": 0}
+GROUNDED: dict[str, Any] = {"trust_region": False, "ensemble_members": 0}  # and beta and free nats are the arm's
 KINDS: dict[str, dict[str, Any]] = {
-    "DreamerV3 arm": ARM,
-    "trust region alone": {"grounding": None},
-    "trust region alone, beta at least 1": {"grounding": None, "beta_bounds": (1.0, 10.0)},
-    "grounding alone": FIXED,
-    "grounding alone, mu = 0": {**FIXED, "consistency_coef": 0.0},
-    "grounding alone, prior never sees c_hat": {**FIXED, "predicted_share": 0.0},
-    "grounding alone, prior always sees c_hat": {**FIXED, "predicted_share": 1.0},
+    "DreamerV3 arm": GIRL.VARIANTS["dreamerv3"],
     "GIRL": {},
     "GIRL, beta at least 1": {"beta_bounds": (1.0, 10.0)},
+    "grounding alone": GROUNDED,
+    "trust region alone": GIRL.VARIANTS["no-grounding"],
+    "GIRL, beta 1": GIRL.VARIANTS["fixed-beta"],
+    "trust region alone, beta at least 1": {**GIRL.VARIANTS["no-grounding"], "beta_bounds": (1.0, 10.0)},
+    "grounding alone, mu = 0": {**GROUNDED, "consistency_coef": 0.0},
+    "grounding alone, prior never sees c_hat": {**GROUNDED, "predicted_share": 0.0},
+    "grounding alone, prior always sees c_hat": {**GROUNDED, "predicted_share": 1.0},
 }
+# Arguments that a world model has from the run; the second where both are grounded.
+SOURCE = ("learning_rate", "batch_size", "batch_length", "buffer_size", "policy_kwargs", "precision", "encoder_updates")
+GROUNDING = ("grounding", "encoder_weights", "grounding_index")
+FEWEST_UPDATES = 8
 COLUMNS = ("dfm", "dfm_short", "dfm_real", "dfm_none", "error", "error_short")
 Numbers = dict[str, list[dict[str, float]]]
 
@@ -49,19 +55,23 @@ def drift_causes(
     """Drift and decoder error of each kind and seed after the same updates; gives the whole table whenever it has grown.
 
     :param run: folder of a run of a world model, with its checkpoint
-    :param updates: of each world model
+    :param updates: of each world model, 8 or more: delta is set after an eighth of them
     :param seeds: of each kind
     :param only: names of :data:`KINDS`
     :param there: what an interrupted call gave
     :param episodes: held out
-    :raises UsageError: for a run without a world model, or a kind that there is not
+    :raises UsageError: for a run without a world model or of several environments, a kind that there is not, too few updates
     """
     unknown = set(only or ()) - set(KINDS)
     if unknown:
         raise UsageError(f"There is no kind '{min(unknown)}': use some of {', '.join(KINDS)}.")
+    if updates < FEWEST_UPDATES:
+        raise UsageError(f"--updates is {FEWEST_UPDATES} or more, not {updates}: the radius is set after an eighth of them.")
     trained = load_trained(run)
     if not has_world_model(trained.model):
         raise UsageError(f"{run} holds a {type(trained.model).__name__}, which has no world model: give a run of GIRL.")
+    if trained.model.n_envs > 1:
+        raise UsageError(f"{run} has a memory of {trained.model.n_envs} environments: give a run of one.")
     recorder = EpisodeRecorder(trained.model)
     with closing(trained.make_env(1, 10_000)) as env:
         evaluate(trained.model, env, episodes, True, recorder)
@@ -79,9 +89,10 @@ def drift_causes(
 
 def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes: Sequence[Any]) -> dict[str, float]:
     """A world model of a kind, of the source's size, rates and memory: what it then says of held-out episodes."""
-    names = ("learning_rate", "batch_size", "batch_length", "buffer_size", "policy_kwargs", "precision", "encoder_updates")
-    arguments = {name: getattr(source, name) for name in names}
-    agent = type(source)("MultiInputPolicy", source.env, seed=seed, device="cpu", ensemble_interval=4, **arguments, **kind)
+    arguments: dict[str, Any] = {name: getattr(source, name) for name in SOURCE}
+    if source.grounding is not None and "grounding" not in kind:
+        arguments |= {name: getattr(source, name) for name in GROUNDING}
+    agent = GIRL("MultiInputPolicy", source.env, seed=seed, device="cpu", ensemble_interval=4, **arguments, **kind)
     memory, told = agent.replay_buffer, source.replay_buffer
     for name in ("actions", "rewards", "terminals", "first", "ages", "totals"):
         getattr(memory, name)[:] = getattr(told, name)
@@ -91,7 +102,7 @@ def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes:
     agent._set_rates()
     agent.policy.set_training_mode(True)
     for update in range(updates):
-        if agent.trust_region and update == updates // 8:  # as after the first of 10^4 steps of 10^5
+        if agent.trust_region and update == updates // FEWEST_UPDATES:  # as after the first of 10^4 steps of 10^5
             agent.policy.trust_region.activate()
             agent._warm = True
         agent.update_model(agent._draw(), agent.policy.ensemble is not None and update % 4 == 0, False)

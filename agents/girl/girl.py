@@ -115,7 +115,7 @@ class GIRL(OffPolicyAgent):
     VARIANTS: ClassVar[dict[str, dict[str, Any]]] = {
         "dreamerv3": {"grounding": None, "trust_region": False, "ensemble_members": 0},
         "no-grounding": {"grounding": None},
-        "fixed-beta": {"trust_region": False, "ensemble_members": 0},
+        "fixed-beta": {"beta_bounds": (1.0, 1.0)},  # free nats still follow delta, so that beta is all that differs
         "distill": {"distill": True, "distill_interval": 4, "ensemble_interval": 4},
     }
     captures: bool = True  # on a GPU an update is one CUDA graph

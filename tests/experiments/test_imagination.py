@@ -115,7 +115,7 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     run = tether("train", "DreamerV3", "--env", "Pendulum-v1", "--env-kwargs", "max_episode_steps=40", *short, *TINY)
     assert run.code == 0, run.err
     folder = tmp_path / "Pendulum-v1" / "DreamerV3" / "seed-0"
-    kinds = ["DreamerV3 arm", "grounding alone", "GIRL"]
+    kinds = ["DreamerV3 arm", "GIRL", "grounding alone"]
     words = [str(folder), "--updates", "9", "--seeds", "2", "--out", str(tmp_path / "out"), "--only", *kinds]
     assert drift_causes.main(words) == 0
     path = tmp_path / "out" / "drift-causes.json"
@@ -133,6 +133,8 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert "| grounding alone |" in (tmp_path / "out" / "drift-causes.md").read_text()
     assert drift_causes.main([str(folder), "--only", "nothing"]) == 2
     assert "There is no kind 'nothing': use some of DreamerV3 arm," in capsys.readouterr().err
+    assert drift_causes.main([str(folder), "--updates", "7"]) == 2
+    assert "--updates is 8 or more, not 7" in capsys.readouterr().err
     other = tether("train", "SB3-PPO", "--env", "CartPole-v1", *short, "n_steps=32", "batch_size=32")
     assert other.code == 0, other.err
     assert drift_causes.main([str(tmp_path / "CartPole-v1" / "SB3-PPO" / "seed-0")]) == 2
