@@ -85,7 +85,7 @@ class DistractedPixels(gym.Wrapper, gym.utils.RecordConstructorArgs):
         """Where there is nothing, or a plane, (size, size) bool."""
         kinds = self._physics.render(self.size, self.size, camera_id=self.camera_id, segmentation=True)
         number, kind = kinds[..., 0], kinds[..., 1]
-        return (kind != GEOM) | np.isin(number, self._planes)
+        return (kind < 0) | ((kind == GEOM) & np.isin(number, self._planes))
 
     def distracted(self, picture: np.ndarray) -> np.ndarray:
         """The picture with its background and colours of this step."""

@@ -89,7 +89,8 @@ def measure_drift(
             whole = _filter(policy, episode, signal)
             of_each.append(_cut(whole, th.randint(len(episode.actions) - horizon + 1, (starts,)).to(device), horizon))
         paths = _join(of_each)
-        variants = VARIANTS if policy.grounding is not None and bool(policy.grounded) else VARIANTS[2:]
+        grounded = policy.grounding is not None and bool(policy.grounded)
+        variants = VARIANTS if grounded else ("none",)
         kls, errors = {}, {}
         for name in variants:
             kl, features = _roll(policy, paths, name)
@@ -97,7 +98,7 @@ def measure_drift(
             lags = zip(features.unbind(), *(part.unbind() for part in paths.observations.values()), strict=True)
             of_lag = [policy.decoder.loss(x, dict(zip(paths.observations, seen, strict=True))).mean() for x, *seen in lags]
             errors[name] = th.stack(of_lag).cpu().numpy()
-    return Drift(kls, errors, variants[min(1, len(variants) - 1)])
+    return Drift(kls, errors, "predicted" if grounded else "none")
 
 
 class Dream(NamedTuple):
@@ -124,11 +125,13 @@ def dream(
 
     :param context: observations that are seen
     :param horizon: steps that are not, at most what is left
-    :raises ValueError: if the episode is not longer than the context
+    :raises ValueError: if the context is below 1, or nothing is left after it
     """
+    if context < 1:
+        raise ValueError(f"A dream begins with 1 observation or more, not {context}.")
     horizon = min(horizon, len(episode.actions) - context + 1)
     if horizon < 1:
-        raise ValueError(f"The episode has {len(episode.actions)} steps, not more than the context of {context}.")
+        raise ValueError(f"The episode has {len(episode.actions) + 1} observations, no more than the context of {context}.")
     device = policy.device
     with th.random.fork_rng([device] if device.type == "cuda" else []):
         th.manual_seed(seed)
@@ -193,8 +196,12 @@ def _roll(policy: GIRLPolicy, paths: Paths, variant: str) -> tuple[th.Tensor, th
     noise = policy.latent.noise(*paths.actions.shape[:2], device=policy.device)
     for lag, action in enumerate(paths.actions.unbind()):
         h = policy.rssm.advance(state, policy.rssm.pushed(action))
-        c = {"real": None if paths.conditions is None else paths.conditions[lag], "none": None}.get(variant)
-        prior = policy.prior(h, policy.imagined_condition(state.z, h) if variant == "predicted" else c)
+        condition = None
+        if variant == "predicted":
+            condition = policy.imagined_condition(state.z, h)
+        elif variant == "real" and paths.conditions is not None:
+            condition = paths.conditions[lag]
+        prior = policy.prior(h, condition)
         kls.append(policy.latent.kl(paths.posterior[lag], prior))
         state = State(h, policy.latent.sample(prior, noise[lag]))
         features.append(state.features)

@@ -1,7 +1,7 @@
 """An ensemble that predicts the next posterior: where its members disagree, there is information to gain.
 
 The digests say that the expected information gain is the disagreement of five members; what they predict, from what, and
-how they are kept apart (bootstrap masks) completes it.
+how they are kept apart (their beginnings, and a share of the samples that is drawn anew at every loss) completes it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Ensemble(nn.Module):
         return self.latent.describe(self.layers[-1](x))
 
     def loss(self, inputs: th.Tensor, target: th.Tensor, weight: th.Tensor) -> th.Tensor:
-        """The members' mean loss against the next posterior, each on its own share of the samples.
+        """The sum of the members' mean losses against the next posterior, each on its own share of the samples.
 
         :param inputs: (N, features + A), detached
         :param target: described posteriors (N, ...), detached

@@ -85,7 +85,7 @@ class GIRL(OffPolicyAgent):
     :param predicted_share: of the sequences of a batch, whose prior is trained on what imagination gives it, f_psi(z)
     :param consistency_coef: mu, weight of the consistency loss (digest: 0.1)
     :param encoder_updates: of the masked autoencoder's warm start
-    :param trust_region: False: beta stays 1
+    :param trust_region: False: beta stays 1, free nats too, and there is no ensemble, which nothing would follow
     :param warmup_steps: env steps whose mean drift is delta_0, and before which beta is 1 (digest: 10^4)
     :param radius_interval: updates between two looks at information gain and performance loss
     :param beta_step_size: eta of the dual ascent
@@ -208,7 +208,7 @@ class GIRL(OffPolicyAgent):
         self.encoder_updates, self.trust_region, self.warmup_steps = encoder_updates, trust_region, warmup_steps
         self.radius_interval, self.beta_step_size, self.beta_bounds = radius_interval, beta_step_size, (low, high)
         self.tau_eig, self.tau_rpl = tau_eig, tau_rpl
-        self.ensemble_members, self.ensemble_interval = ensemble_members, ensemble_interval
+        self.ensemble_members, self.ensemble_interval = ensemble_members if trust_region else 0, ensemble_interval
         self.model_grad_norm, self.behaviour_grad_norm = model_grad_norm, behaviour_grad_norm
         self.precision, self.compile_loss = precision, compile_loss
         self._debt = 0.0  # updates that are due
@@ -267,16 +267,16 @@ class GIRL(OffPolicyAgent):
         """What the prior of z_t is trained on: c of the step before (in literal mode of the same), but what imagination has
         in its place in ``predicted_share`` of the sequences, spread over the batch (proposal).
 
-        A prior that only ever saw c leans on what it does not have in imagination.
+        A prior that only ever saw c leans on what it does not have in imagination. Not under no_grad: autocast may keep the
+        short weights that it makes there, which have no gradient, for the consistency loss.
         """
         real, policy = self.policy.conditions(c, first), self.policy
         if real is None or not self.predicted_share:
             return real
-        with th.no_grad():
-            predicted = policy.imagined_condition(states.z, states.h)
-            assert predicted is not None
-            predicted = policy.conditions(predicted.float(), first)
-            chosen = (th.arange(first.shape[1] + 1, device=first.device) * self.predicted_share).ceil().diff() > 0
+        predicted = policy.imagined_condition(states.z, states.h)
+        assert predicted is not None
+        predicted = policy.conditions(predicted.detach().float(), first)
+        chosen = (th.arange(first.shape[1] + 1, device=first.device) * self.predicted_share).ceil().diff() > 0
         return th.where(chosen.unsqueeze(-1), predicted, real)  # type: ignore[arg-type]
 
     def observe(self, batch: Batch) -> Filtered:
@@ -396,7 +396,8 @@ class GIRL(OffPolicyAgent):
         -mean( w_i log pi(a_i|s_i) sg((R_i - v_i) / S) ) in the place of the first.
 
         The gradient of the former goes through the imagined dynamics (NM512); reward, continue head and critic stay fixed.
-        NM512 leaves out S where it uses the score function; here it scales both.
+        NM512 leaves out S where it uses the score function; here it scales both. Its entropy also has a gradient through the
+        states, of a few thousandths of the whole; here it has none.
 
         :return: loss, terms, the returns R (H, N) and the weights w (H, N), both constant
         """
@@ -653,12 +654,20 @@ class GIRL(OffPolicyAgent):
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """As SB3's, of what :meth:`save_replay_buffer` wrote; like that it is a pickle: read none that you do not trust.
 
+        Embeddings are made again: another encoder's would say nothing.
+
         :param truncate_last_traj: the next row begins a new episode
-        :raises ValueError: if the file holds no sequences
+        :raises ValueError: if the file holds no sequences, or those of other spaces or of another number of environments
         """
         memory = load_from_pkl(path, self.verbose)
         if not isinstance(memory, SequenceReplay):
             raise ValueError(f"{path} holds a {type(memory).__name__}, and a world model learns from a SequenceReplay.")
+        for name in ("observation_space", "action_space", "n_envs"):
+            theirs, ours = getattr(memory, name), getattr(self, name)
+            if theirs != ours:
+                raise ValueError(f"{path} was made with {name} {theirs}, and this agent has {ours}: make both alike.")
+        memory.move_to(self.device)
+        memory.renew_embeddings(self.replay_buffer.embeddings.shape[-1])
         self.replay_buffer = memory
         if truncate_last_traj:
             memory.truncate_last_trajectory()

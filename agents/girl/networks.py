@@ -224,7 +224,7 @@ class Decoder(nn.Module):
 
     def pixels(self, features: th.Tensor) -> th.Tensor:
         """(..., features) to pictures (..., C, H, W), in units of 1."""
-        pictures = self.cnn(self.first(features.flatten(0, -2)))[..., : self.shape[1], : self.shape[2]] + 0.5
+        pictures = self.cnn(self.first(features.flatten(0, -2)))[..., : self.shape[1], : self.shape[2]].float() + 0.5
         return pictures.reshape(*features.shape[:-1], *pictures.shape[1:])
 
     def decoded(self, features: th.Tensor) -> dict[str, th.Tensor]:

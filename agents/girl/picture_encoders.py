@@ -2,7 +2,8 @@
 
 Digests of the paper: Phi is the CLS token of DINOv2 ViT-B/14. Its weights are in no package, so that the default is
 EfficientNet-Lite0, whose are: it is supervised and convolutional, and results with it are not those of GIRL with DINOv2.
-``random`` is the control: the same network with the weights that it begins with. The resolutions are proposals.
+``random`` is the control: the same network with the weights that it begins with, in every run the same. The resolutions are
+proposals.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which all of them were trained on
-RESOLUTION = 112  # a multiple of DINOv2's patches (14) and of EfficientNet's stride
+RESOLUTION = 112  # a multiple of DINOv2's patches (14)
 DINOV2 = {"dinov2-small": "facebook/dinov2-small", "dinov2-base": "facebook/dinov2-base"}
 
 
@@ -129,7 +130,7 @@ def picture_encoder(name: str, pictures: list[str], weights: str | None = None) 
     if importlib.util.find_spec(module) is None:
         raise ModuleNotFoundError(f"grounding={name!r} needs {module}: pip install 'tether-rl[vision]'.", name=module)
     with th.random.fork_rng([]):  # a resumed training, which makes it later than the first did, has the same random numbers
-        th.manual_seed(0)
+        th.default_generator.manual_seed(0)  # th.manual_seed is the GPUs' too
         network = NETWORKS[name](weights)
     told = f"{name} from {weights}" if weights else name
     return PictureEncoder(told, network, network.width, pictures)  # type: ignore[arg-type]

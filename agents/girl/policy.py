@@ -188,7 +188,9 @@ class GIRLPolicy(BasePolicy):
             before = State(th.as_tensor(belief.h, device=device), th.as_tensor(belief.z, device=device))
             actions = th.as_tensor(belief.action, device=device).unsqueeze(0)
         embedding = self.encoder(observation).unsqueeze(0)
-        noise = self.latent.noise(1, n, device=device)
+        noise = self.latent.noise(1, n, device=th.device("meta") if mode else device)
+        if mode:  # the sample is not used, and who evaluates in training leaves its random numbers alone
+            noise = th.zeros(noise.shape, device=device)
         states, posterior = self.rssm.observe(embedding, actions, first, noise, before)
         return State(states.h[0], self.latent.mode(posterior[0]) if mode else states.z[0])
 

@@ -43,7 +43,7 @@ class SequenceReplay(BaseBuffer):
         embedding_dim: int = 0,
     ) -> None:
         super().__init__(buffer_size, observation_space, action_space, device, n_envs)
-        self.buffer_size = size = max(1, buffer_size // n_envs)
+        self.buffer_size = max(1, buffer_size // n_envs)
         self.observations = {
             name: self._empty(part.shape, th.uint8 if part.dtype == np.uint8 else th.float32)
             for name, part in parts_of(observation_space).items()
@@ -51,11 +51,11 @@ class SequenceReplay(BaseBuffer):
         self.actions = self._empty((action_dim,))
         self.rewards, self.terminals, self.first = self._empty(), self._empty(), self._empty(dtype=th.bool)
         self.ages = self._empty(dtype=th.int32)  # rows since the episode's first
-        self.embeddings = th.zeros(size if embedding_dim else 0, n_envs, embedding_dim, device=self.device, dtype=th.float16)
         self.known = self._empty(dtype=th.bool)  # whether a row has its embedding
         self.totals = np.zeros(n_envs, np.int64)  # rows ever written
         self.looked = np.zeros(n_envs, np.int64)  # of these, how many :meth:`waiting` has given or passed over
         self.passed = False  # whether it passed over some
+        self.renew_embeddings(embedding_dim)
         self.begins = np.ones(n_envs, bool)  # whether the next row is an episode's first
 
     def _empty(self, shape: tuple[int, ...] = (), dtype: th.dtype = th.float32) -> th.Tensor:
@@ -97,6 +97,19 @@ class SequenceReplay(BaseBuffer):
         self.pos, self.full = 0, False
         self.totals, self.looked = np.zeros(self.n_envs, np.int64), np.zeros(self.n_envs, np.int64)
         self.begins = np.ones(self.n_envs, bool)
+
+    def move_to(self, device: th.device) -> None:
+        """Keep the rows there."""
+        self.device = device
+        self.observations = {name: part.to(device) for name, part in self.observations.items()}
+        for name in ("actions", "rewards", "terminals", "first", "ages", "embeddings", "known"):
+            setattr(self, name, getattr(self, name).to(device))
+
+    def renew_embeddings(self, dim: int) -> None:
+        """Room for embeddings of this width, 0 for none, that are all still to come."""
+        size = self.buffer_size if dim else 0
+        self.embeddings = th.zeros(size, self.n_envs, dim, device=self.device, dtype=th.float16)
+        self.known[:], self.looked[:], self.passed = False, 0, False
 
     # ------------------------------------------------------------------ reading
 

@@ -77,7 +77,12 @@ class TrustRegion(nn.Module):
 
     @th.no_grad()
     def activate(self) -> None:
-        """The end of the warm start: delta = delta_0 = the mean of the drifts so far, where their average starts."""
+        """The end of the warm start: delta = delta_0 = the mean of the drifts so far, where their average starts.
+
+        :raises ValueError: if there was none
+        """
+        if not self.warm[1]:
+            raise ValueError("There was no update yet whose drift could be the radius: update before you activate.")
         mean = self.warm[0] / self.warm[1]
         for value in (self.delta_0, self.delta, self.drift):
             value.copy_(mean)

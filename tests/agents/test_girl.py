@@ -312,6 +312,17 @@ def test_information_gain_golden_numbers():
     assert normal.disagreement(members).item() == pytest.approx(0.074210, abs=1e-6)
 
 
+@pytest.mark.parametrize("latent", [CategoricalLatent(3, 4), GaussianLatent(5)])
+def test_information_gain_is_never_negative_nor_asks_for_the_order(latent):
+    th.manual_seed(0)
+    members = latent.describe(3.0 * th.randn(5, 200, latent.statistics))
+    gain = latent.disagreement(members)
+    assert gain.shape == (200,)
+    assert (gain > 0.0).all()
+    th.testing.assert_close(latent.disagreement(members[th.randperm(5)]), gain)
+    assert latent.disagreement(members[:1].expand(5, *members.shape[1:])).max() < 1e-6
+
+
 def test_ensemble_learns_the_next_posterior_and_agrees_where_it_has_learnt():
     th.manual_seed(0)
     latent = CategoricalLatent(2, 4)
@@ -384,6 +395,20 @@ def test_causal_prior_sees_the_step_before(trained):
     assert shifted(agent.signals.of_batch(batch), first)[4].abs().sum() == 0.0
 
 
+def test_what_is_seen_changes_only_later_grounding(trained):
+    """The same from the observations on: windows of the frozen encoder end with the step that they ground."""
+    th.manual_seed(0)
+    seen = {"observation": th.randn(25, 1, 3)}
+    other = {"observation": seen["observation"].clone()}
+    other["observation"][7] += 1.0
+    before, after = (trained.signals.of_episode(observations) for observations in (seen, other))
+    moved = (before != after).flatten(1).any(1).nonzero().flatten().tolist()
+    assert moved == list(range(7, 7 + WINDOW))
+    padded = seen["observation"][:1].expand(1, WINDOW, 3)  # before the first step stands that step
+    c = trained.policy.grounding.signal(trained.policy.masked_autoencoder.embed({"observation": padded}).half())
+    th.testing.assert_close(before[0], c, atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("literal", [False, True], ids=["causal", "literal"])
 @pytest.mark.parametrize(("share", "predicted"), [(0.0, []), (0.5, [0, 2]), (1.0, [0, 1, 2, 3]), (0.01, [0])])
 def test_prior_is_trained_on_what_imagination_gives_it(trained, literal, share, predicted):
@@ -411,6 +436,23 @@ def test_predicted_conditions_train_the_prior_and_not_the_projector(trained):
     agent.model_loss(agent._draw())[0].backward()
     assert agent.policy.grounding.residual.weight.grad.abs().sum() > 0.0
     assert all(p.grad is None or not p.grad.any() for p in agent.policy.grounding.projector.parameters())
+
+
+def test_projector_learns_in_bfloat16_as_in_float32(trained):
+    """What is computed without a gradient must leave nothing in autocast's cache."""
+    gradients = []
+    for precision in ("float32", "bfloat16"):
+        agent = copy.deepcopy(trained)
+        th.manual_seed(0)
+        batch = agent._draw()
+        agent.precision = precision
+        agent.policy.zero_grad()
+        with agent._precision():
+            loss = agent.model_loss(batch)[0]
+        loss.backward()
+        gradients.append(th.cat([p.grad.flatten() for p in agent.policy.grounding.projector.parameters()]))
+    assert gradients[0].norm() > 0.0
+    assert (gradients[1] - gradients[0]).norm() < 0.05 * gradients[0].norm()
 
 
 def test_encoder_is_frozen_after_its_warm_start(trained):
@@ -604,6 +646,14 @@ def test_with_everything_off_girl_is_the_dreamer():
     starts = arm.starts(losses[0][2])
     for ours, theirs in zip(arm.behaviour_losses(starts)[:2], girl.behaviour_losses(starts)[:2], strict=True):
         assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    for agent, (loss, *_) in zip((arm, girl), losses, strict=True):
+        agent.policy.zero_grad()
+        loss.backward()
+    theirs = dict(girl.policy.named_parameters())
+    compared = [(p.grad, theirs[name].grad) for name, p in arm.policy.named_parameters() if p.grad is not None]
+    assert len(compared) > 20
+    for ours, same in compared:
+        th.testing.assert_close(ours, same, rtol=1e-4, atol=1e-6)
 
 
 def test_files_keep_the_trust_region(trained, tmp_path):
@@ -737,6 +787,46 @@ def test_replay_memory_is_saved_and_loaded(trained, tmp_path):
     save_to_pkl(tmp_path / "other.pkl", {})
     with pytest.raises(ValueError, match="holds a dict, and a world model learns from a SequenceReplay"):
         other.load_replay_buffer(tmp_path / "other.pkl")
+    two = make(make_vec_env("Pendulum-v1", 2))
+    with pytest.raises(ValueError, match="was made with n_envs 1, and this agent has 2: make both alike"):
+        two.load_replay_buffer(tmp_path / "memory")
+    with pytest.raises(ValueError, match="was made with observation_space"):
+        make("CartPole-v1").load_replay_buffer(tmp_path / "memory")
+
+
+@pytest.mark.parametrize("kwargs", [{}, ARM], ids=["another encoder", "no encoder"])
+def test_embeddings_of_a_loaded_memory_are_the_agents_own(tmp_path, kwargs):
+    make(seed=1, **kwargs).learn(100).save_replay_buffer(tmp_path / "memory")
+    agent = make()
+    agent.load_replay_buffer(tmp_path / "memory")
+    agent.improve(1)
+    memory, encoder = agent.replay_buffer, agent.policy.masked_autoencoder
+    number = th.arange(int(memory.totals[0]))
+    assert memory.known[number, 0].all()
+    windows = memory.windows(th.zeros_like(number), number, WINDOW, encoder.parts)
+    assert th.equal(memory.embeddings[number, 0], encoder.embed(windows).half())
+    arm = make(**ARM)
+    agent.save_replay_buffer(tmp_path / "own")
+    arm.load_replay_buffer(tmp_path / "own")
+    arm.improve(1)
+
+
+def test_deterministic_actions_leave_random_numbers_alone(trained):
+    before, belief = th.get_rng_state(), None
+    for _ in range(3):
+        _, belief = trained.predict(np.ones((1, 3), np.float32), belief, np.zeros(1, bool), deterministic=True)
+    assert th.equal(th.get_rng_state(), before)
+    trained.predict(np.ones((1, 3), np.float32), belief, np.zeros(1, bool))
+    assert not th.equal(th.get_rng_state(), before)
+
+
+def test_no_ensemble_without_a_region_to_follow_it():
+    assert make(trust_region=False).policy.ensemble is None
+
+
+def test_region_without_a_drift_is_not_activated():
+    with pytest.raises(ValueError, match="update before you activate"):
+        TrustRegion().activate()
 
 
 def test_two_environments():
@@ -765,7 +855,9 @@ def test_dream_sees_the_context_and_no_more(trained):
     np.testing.assert_array_equal(one.imagined["observation"], other.imagined["observation"])
     assert np.abs(one.imagined["observation"] - third.imagined["observation"])[6:].max() > 1e-3
     assert len(trained.dream(Episode({"observation": seen}, acted)).imagined["observation"]) == 31
-    with pytest.raises(ValueError, match="The episode has 4 steps, not more than the context of 5"):
+    with pytest.raises(ValueError, match="begins with 1 observation or more, not 0"):
+        trained.dream(Episode({"observation": seen}, acted), 0)
+    with pytest.raises(ValueError, match="The episode has 5 observations, no more than the context of 5"):
         trained.dream(Episode({"observation": seen[:5]}, acted[:4]), 5)
 
 

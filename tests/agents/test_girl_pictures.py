@@ -47,6 +47,15 @@ def checksum(module):
 
 
 class TestEncoders:
+    def test_making_one_leaves_random_numbers_alone(self, monkeypatch):
+        """Of the GPUs too: the agent that is resumed makes it later than the first did."""
+        before, gpus = th.get_rng_state(), []
+        monkeypatch.setattr(th.cuda, "manual_seed_all", gpus.append)
+        weights = [picture_encoder("random", ["observation"]).network.state_dict() for _ in range(2)]
+        assert th.equal(th.get_rng_state(), before)
+        assert not gpus
+        assert all(th.equal(value, weights[1][name]) for name, value in weights[0].items())
+
     def test_efficientnet_knows_what_it_sees(self):
         """A shaded disc of orange is a ping-pong ball, a balloon or another of ImageNet's round things to it."""
         network = picture_encoder("efficientnet-lite0", ["observation"]).network.network

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tether.envs import make_env, make_vec
-from tether.envs.distractors import COLOUR, DistractedPixels
+from tether.envs.distractors import COLOUR, GEOM, DistractedPixels
 from tether.envs.dm_control import SUITE
 from tether.envs.suite import EnvError
 
@@ -168,6 +168,20 @@ def test_distraction_changes_the_background_and_nothing_of_the_task() -> None:
         np.testing.assert_allclose(distracted[~behind], np.minimum(after[~behind] * tint, 255.0), atol=1.0)
     assert np.abs(layers.texture.picture(20).astype(int) - texture).mean() > 20  # it moves
     assert np.abs(wild.reset()[0].astype(int) - one).mean() > 20  # the next episode has another
+
+
+@pytest.mark.usefixtures("renderer")
+@pytest.mark.parametrize("env_id", ["dm_control/finger-turn_hard-v0", "dm_control/ball_in_cup-catch-v0"])
+def test_distraction_leaves_what_is_drawn_and_is_no_geom(env_id: str) -> None:
+    """finger's target is a site, ball_in_cup's string a tendon."""
+    layers = make_env(env_id, from_pixels=True, distraction=1.0)
+    layers.reset(seed=0)
+    while not isinstance(layers, DistractedPixels):
+        layers = layers.env  # type: ignore[attr-defined]
+    kinds = layers._physics.render(layers.size, layers.size, camera_id=layers.camera_id, segmentation=True)[..., 1]
+    others = (kinds >= 0) & (kinds != GEOM)
+    assert others.sum() > 5
+    assert not layers.background()[others].any()
 
 
 def test_distraction_is_for_pictures() -> None:
