@@ -6,10 +6,12 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch as th
 from matplotlib.figure import Figure
 
 from tether.agents.girl.drift import Episode
 from tether.agents.girl.networks import seen
+from tether.agents.girl.picture_encoders import newest_frame
 
 from .imagination_report import HORIZON, SHORT
 
@@ -103,8 +105,7 @@ def film(dream: Dream) -> np.ndarray | None:
 
 def _rgb(pictures: np.ndarray) -> np.ndarray:
     """The newest frames (T, H, W, 3) of stacked ones (T, C, H, W)."""
-    frames = pictures[:, -3:] if pictures.shape[1] % 3 == 0 else pictures[:, -1:].repeat(3, 1)
-    return frames.transpose(0, 2, 3, 1)
+    return newest_frame(th.from_numpy(pictures)).movedim(1, -1).numpy()
 
 
 def chart(dream: Dream) -> Figure | None:

@@ -6,10 +6,8 @@ import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from .latents import HALF_LOG_2PIE
+from .latents import HALF_LOG_2PIE, UNIMIX
 from .networks import MLP
-
-UNIMIX = 0.01
 
 
 class Actor(nn.Module):

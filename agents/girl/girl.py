@@ -254,8 +254,10 @@ class GIRL(OffPolicyAgent):
             self.ensemble_optimizer = self._adam(self.policy.ensemble.parameters(), rate, 1e-8)
         if self.policy.student is not None:
             self.student_optimizer = self._adam(self.policy.student.parameters(), rate, 1e-8)
-        losses: tuple[Callable[[Batch], Any], ...] = (self.model_loss, self.behaviour_losses)
-        self._losses = tuple(map(CompiledCall, losses)) if self.compile_loss else losses
+        self._model_loss: Callable[[Batch], Any] = self.model_loss
+        self._behaviour_losses: Callable[[Batch], Any] = self.behaviour_losses
+        if self.compile_loss:
+            self._model_loss, self._behaviour_losses = CompiledCall(self.model_loss), CompiledCall(self.behaviour_losses)
 
     @staticmethod
     def _adam(parameters: Iterable[th.nn.Parameter], rate: float, eps: float) -> th.optim.Adam:
@@ -454,7 +456,7 @@ class GIRL(OffPolicyAgent):
         policy = self.policy
         batch, distilled = self._distil(batch, with_student)
         with self._precision():
-            loss, info, filtered = self._losses[0](batch)
+            loss, info, filtered = self._model_loss(batch)
         info |= distilled
         self._step(self.model_optimizer, loss, info, batch, self.model_grad_norm)
         if self.trust_region:
@@ -472,7 +474,7 @@ class GIRL(OffPolicyAgent):
         policy = self.policy
         with _fixed(policy.model_parameters()):
             with self._precision():
-                actor_loss, critic_loss, terms = self._losses[1](starts)
+                actor_loss, critic_loss, terms = self._behaviour_losses(starts)
             self.actor_optimizer.zero_grad()
             self.critic_optimizer.zero_grad()
             (actor_loss + critic_loss).backward()
@@ -673,7 +675,7 @@ class GIRL(OffPolicyAgent):
             memory.truncate_last_trajectory()
 
     def _excluded_save_params(self) -> list[str]:
-        made = ("replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_losses")  # by the constructor
+        made = ("replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_model_loss", "_behaviour_losses")
         return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "signals", *made]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

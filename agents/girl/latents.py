@@ -13,6 +13,7 @@ import torch as th
 from torch.nn import functional as F
 
 HALF_LOG_2PIE = 0.5 * (1.0 + math.log(2.0 * math.pi))  # entropy of a standard normal
+UNIMIX = 0.01  # share of the uniform distribution in a categorical one (DreamerV3)
 
 
 class Latent(Protocol):
@@ -60,7 +61,7 @@ class CategoricalLatent:
     :param unimix: share of the uniform distribution
     """
 
-    def __init__(self, variables: int, classes: int, unimix: float = 0.01) -> None:
+    def __init__(self, variables: int, classes: int, unimix: float = UNIMIX) -> None:
         self.variables, self.classes, self.unimix = variables, classes, unimix
         self.statistics = self.features = self.grounded = variables * classes
 

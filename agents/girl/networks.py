@@ -16,10 +16,10 @@ from gymnasium import spaces
 from torch import nn
 from torch.nn import functional as F
 
+from ..common.batched import LECUN_STD
 from ..common.value_distributions import TwoHot
 
 EPSILON = 1e-3  # of every layer norm
-TRUNCATED_STD = 0.87962566103423978  # of a standard normal that is cut at +-2
 
 Layer = TypeVar("Layer", nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
@@ -44,7 +44,7 @@ def _fans(layer: nn.Module) -> float:
 
 def normal(layer: Layer) -> Layer:
     """Weights of variance 1 / mean(in, out), cut at two standard deviations; zero bias."""
-    std = math.sqrt(1.0 / _fans(layer)) / TRUNCATED_STD
+    std = math.sqrt(1.0 / _fans(layer)) / LECUN_STD
     nn.init.trunc_normal_(layer.weight, std=std, a=-2.0 * std, b=2.0 * std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

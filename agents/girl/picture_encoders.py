@@ -38,7 +38,8 @@ class FrozenEncoder(Protocol):
 
 
 def newest_frame(pictures: th.Tensor) -> th.Tensor:
-    """The last frame of stacked pictures (..., C, H, W), as RGB (..., 3, H, W); grey ones are repeated."""
+    """The last frame of stacked pictures (..., C, H, W), as RGB (..., 3, H, W); grey ones are repeated. Where C is a multiple
+    of 3 it is taken for colours: three stacked grey frames look like one of these."""
     frame = pictures[..., -3:, :, :] if pictures.shape[-3] % 3 == 0 else pictures[..., -1:, :, :]
     return frame.expand(*frame.shape[:-3], 3, *frame.shape[-2:])
 

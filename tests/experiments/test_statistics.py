@@ -16,6 +16,7 @@ OTHER = RNG.normal(105.0, 15.0, size=(4, 8)) + np.array([[0.0], [50.0], [-30.0],
 class TestIqm:
     def test_is_the_mean_of_the_middle_half(self) -> None:
         assert iqm([8, 1, 7, 2, 6, 3, 5, 4]) == 4.5
+        assert iqm(range(10)) == stats.trim_mean(range(10), 0.25) == 4.5
         assert iqm([-1e9, 3, 4, 5, 1e9]) == 4.0  # floor(5 / 4) = 1 dropped at each end
 
     def test_is_the_mean_of_fewer_than_four(self) -> None:
@@ -86,6 +87,9 @@ class TestProbabilityOfImprovement:
     def test_is_the_mann_whitney_statistic(self) -> None:
         expected = stats.mannwhitneyu(SCORES[0], OTHER[0]).statistic / (10 * 8)
         assert probability_of_improvement(SCORES[:1], OTHER[:1]).value == pytest.approx(expected, abs=1e-12)
+
+    def test_over_oneself_is_a_half(self) -> None:
+        assert probability_of_improvement(SCORES, SCORES).value == 0.5
 
     def test_tasks_weigh_the_same(self) -> None:
         x, y = {"a": [2.0] * 9, "b": [0.0, 0.0]}, {"a": [1.0, 1.0], "b": [1.0, 1.0]}
