@@ -116,7 +116,9 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert run.code == 0, run.err
     folder = tmp_path / "Pendulum-v1" / "DreamerV3" / "seed-0"
     kinds = ["DreamerV3 arm", "GIRL", "grounding alone"]
-    words = [str(folder), "--updates", "9", "--seeds", "2", "--out", str(tmp_path / "out"), "--only", *kinds]
+    words = [str(folder), "--updates", "9", "--out", str(tmp_path / "out"), "--only", *kinds, "--seeds"]
+    assert drift_causes.main([*words, "1"]) == 0
+    words.append("2")
     assert drift_causes.main(words) == 0
     path = tmp_path / "out" / "drift-causes.json"
     result = json.loads(path.read_text())
