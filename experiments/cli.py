@@ -210,7 +210,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     how = "" if deterministic else ", sampled actions"
     for where, arguments in trained.worlds():
         env = trained.make_env(min(args.episodes, 10), args.seed, **arguments)
-        print(f"{type(trained.model).__name__} on {trained.env_id}{where}{how}")
+        print(f"{trained.name} on {trained.env_id}{where}{how}")
         print(summary(evaluate(trained.model, env, args.episodes, deterministic), trained.env_id))
         env.close()
     if args.feasibility is not None:

@@ -60,11 +60,14 @@ def drift_causes(
     :param only: names of :data:`KINDS`
     :param there: what an interrupted call gave
     :param episodes: held out
-    :raises UsageError: for a run without a world model or of several environments, a kind that there is not, too few updates
+    :raises UsageError: for a run without a world model or of several environments, a kind that there is not, no seeds, too
+        few updates
     """
     unknown = set(only or ()) - set(KINDS)
     if unknown:
-        raise UsageError(f"There is no kind '{min(unknown)}': use some of {', '.join(KINDS)}.")
+        raise UsageError(f"There is no kind '{min(unknown)}': use some of {', '.join(map(repr, KINDS))}.")
+    if seeds < 1:
+        raise UsageError(f"--seeds is 1 or more, not {seeds}.")
     if updates < FEWEST_UPDATES:
         raise UsageError(f"--updates is {FEWEST_UPDATES} or more, not {updates}: the radius is set after an eighth of them.")
     trained = load_trained(run)
@@ -142,7 +145,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("run", type=Path, help="folder of a run of a world model")
     parser.add_argument("--updates", type=int, default=3000, metavar="N", help="of each world model (default: 3000)")
     parser.add_argument("--seeds", type=int, default=2, metavar="K", help="of each kind (default: 2)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(KINDS)}")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help=f"some of {', '.join(map(repr, KINDS))}")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drift-causes.md and .json there")
     args = parser.parse_args(arguments)
     command = f"python -m tether.experiments.drift_causes {args.run} --updates {args.updates} --seeds {args.seeds}"

@@ -104,12 +104,14 @@ def evaluate(
 class Trained:
     """A trained agent, and what it takes to make environments for it.
 
+    :param name: of the agent, as the catalogue has it
     :param env_kwargs: as in training
     :param deterministic: whether its run was evaluated without noise
     :param file: what was read, with the ``VecNormalize`` it was trained in
     """
 
     model: BaseAlgorithm
+    name: str
     env_id: str
     env_kwargs: dict[str, Any]
     file: ModelFile
@@ -182,7 +184,7 @@ def load_trained(source: Path, env_id: str | None = None, device: str = "auto", 
     same_env = manifest is not None and env_id in (None, manifest["env"])
     env_id, env_kwargs = env_id or config["env"], config.get("env_kwargs") or {} if same_env else {}
     deterministic = manifest["deterministic"] if manifest and same_env else acts_deterministically(env_id)
-    return Trained(model, env_id, env_kwargs, file, deterministic)
+    return Trained(model, name, env_id, env_kwargs, file, deterministic)
 
 
 def unseen_arguments(env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any] | None:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import stable_baselines3 as sb3
 import torch as th
-from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.base_class import BaseAlgorithm, maybe_make_env
 from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr, recursive_setattr
 from stable_baselines3.common.utils import check_for_correct_spaces, get_device, get_system_info
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
@@ -284,7 +284,7 @@ def build_model(
     if kwargs.get("policy_kwargs", data.get("policy_kwargs")) != data.get("policy_kwargs"):
         raise ValueError(f"policy_kwargs are those of the saved networks, {data['policy_kwargs']}: leave them out.")
     if env is not None:
-        env = file.wrap(cls._wrap_env(env, data["verbose"]))
+        env = file.wrap(cls._wrap_env(maybe_make_env(env, data["verbose"]), data["verbose"]))
         data |= getattr(cls, "spaces_of", lambda env, data: {})(env, data)
         check_for_correct_spaces(env, data["observation_space"], data["action_space"])
         # The environment's own spaces, so that agent and environment share a random generator as before.

@@ -175,14 +175,11 @@ class GIRL(OffPolicyAgent):
         require_at_least(0, encoder_updates=encoder_updates, consistency_coef=consistency_coef, entropy_coef=entropy_coef)
         require_at_least(0, beta_step_size=beta_step_size, tau_eig=tau_eig, tau_rpl=tau_rpl)
         shares = {"gamma": gamma, "lambda_": lambda_, "slow_critic_fraction": slow_critic_fraction}
-        for name, value in (shares | {"predicted_share": predicted_share}).items():
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{name} must be in [0, 1], not {value}.")
-        if not train_ratio > 0.0:
-            raise ValueError(f"train_ratio is replayed steps per env step, above 0, not {train_ratio}.")
-        low, high = beta_bounds
-        if not 0.0 <= low <= 1.0 <= high:
-            raise ValueError(f"beta_bounds is (low, high), 0 <= low <= 1 <= high, as beta begins at 1: not {(low, high)}.")
+        _require_shares(**shares, predicted_share=predicted_share)
+        _require_above_zero(
+            train_ratio=train_ratio, model_grad_norm=model_grad_norm, behaviour_grad_norm=behaviour_grad_norm
+        )
+        low, high = _bounds(beta_bounds)
         if precision not in PRECISIONS:
             raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, not {precision!r}.")
         if grounding_index not in INDICES:
@@ -225,7 +222,9 @@ class GIRL(OffPolicyAgent):
         action_dim = int(self.action_space.n) if discrete else spaces.flatdim(self.action_space)  # type: ignore[attr-defined]
         self.signals = Signals(self.grounding, self.encoder_weights, self.observation_space, self.device)
         if self.distill and self.signals.name in (None, MASKED_AUTOENCODER):
-            raise ValueError("distill=True learns from an encoder of pictures: ground with one, or leave distill out.")
+            raise ValueError(
+                "A student (distill=True, GIRL-Distill) learns from an encoder of pictures: observe some, or leave it out."
+            )
         if self._phi_dim is None:
             self._phi_dim = self.signals.width()
         self.replay_buffer_kwargs = {"action_dim": action_dim, "embedding_dim": self._phi_dim}
@@ -511,10 +510,12 @@ class GIRL(OffPolicyAgent):
             return
         if not self._n_updates and not self._debt:
             self._debt = float(self.pretrain_updates)
+            self._say(f"{self.pretrain_updates:,} updates at once on the first steps.")
         self._debt += gradient_steps * self.n_envs * self.train_ratio / (self.batch_size * self.batch_length)
         if self._debt < 1.0:
             return
-        if self.trust_region and not self._warm and self._n_updates and self.num_timesteps >= self.warmup_steps:
+        before = self.trust_region and not self._warm and self.num_timesteps >= self.warmup_steps
+        if before and self.policy.trust_region.warm[1]:  # some drift was seen
             self.policy.trust_region.activate()
             self._warm = True
         updates = int(self._debt)
@@ -584,9 +585,14 @@ class GIRL(OffPolicyAgent):
                 def step(loss: th.Tensor) -> None:
                     self._step(optimizer, loss, {"encoder_loss": loss}, {})
 
+                self._say(f"The masked autoencoder learns from the first steps, {self.encoder_updates:,} updates.")
                 self._meter.add({"encoder_loss": self.signals.warm_start(self.replay_buffer, self.encoder_updates, step)})
             policy.grounded.fill_(True)
         self.signals.embed_waiting(self.replay_buffer)
+
+    def _say(self, sentence: str) -> None:
+        if self.verbose:
+            print(sentence)
 
     # ------------------------------------------------------------------ experience
 
@@ -680,6 +686,25 @@ class GIRL(OffPolicyAgent):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizers()], []
+
+
+def _require_shares(**values: float) -> None:
+    for name, value in values.items():
+        if not 0.0 <= value <= 1.0:
+            raise ValueError(f"{name} must be in [0, 1], not {value}.")
+
+
+def _require_above_zero(**values: float) -> None:
+    for name, value in values.items():
+        if not value > 0.0:
+            raise ValueError(f"{name} must be above 0, not {value}.")
+
+
+def _bounds(of_beta: Sequence[float]) -> tuple[float, float]:
+    """The two numbers, which YAML gives as a list."""
+    if len(of_beta) != 2 or not 0.0 <= of_beta[0] <= 1.0 <= of_beta[1]:
+        raise ValueError(f"beta_bounds is (low, high), 0 <= low <= 1 <= high, as beta begins at 1: not {tuple(of_beta)}.")
+    return of_beta[0], of_beta[1]
 
 
 @contextmanager

@@ -142,7 +142,7 @@ class GIRLPolicy(BasePolicy):
     def _vector_width(self) -> int:
         """:raises ValueError: where there are no vectors"""
         if not self.encoder.vectors:
-            raise ValueError("A masked autoencoder grounds vectors, and the observations are pictures alone.")
+            raise ValueError("A masked autoencoder grounds vectors, and there are pictures alone: use grounding='auto'.")
         return sum(spaces.flatdim(self.parts[name]) for name in self.encoder.vectors)
 
     def model_parameters(self) -> list[nn.Parameter]:
@@ -232,11 +232,18 @@ class GIRLPolicy(BasePolicy):
         episode_start: np.ndarray | None = None,
         deterministic: bool = False,
     ) -> tuple[np.ndarray, Any]:
-        """As SB3's, with a :class:`Belief` as state."""
+        """As SB3's, with a :class:`Belief` as state; without one every observation is an episode's first.
+
+        :raises ValueError: if state or episode_start are not of as many environments as the observation
+        """
         self.set_training_mode(False)
         rows, vectorized = self.rows_of(observation)
         n = len(next(iter(rows.values())))
-        starts = np.zeros(n, bool) if episode_start is None else np.asarray(episode_start, bool)
+        starts = np.zeros(n, bool) if episode_start is None else np.atleast_1d(np.asarray(episode_start, bool))
+        if starts.shape != (n,):
+            raise ValueError(f"episode_start says of each of {n} environments whether an episode begins, not {episode_start}.")
+        if state is not None and not (isinstance(state, Belief) and len(state.h) == n):
+            raise ValueError(f"state is what the last call of predict gave for the same {n} environments, or None.")
         actions, belief = self.act(rows, state, starts, deterministic)
         chosen = self.to_env(actions)
         return (chosen if vectorized else chosen[0]), belief

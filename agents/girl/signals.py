@@ -36,7 +36,10 @@ class Signals:
 
     def __init__(self, name: str | None, weights: str | None, space: spaces.Space, device: th.device) -> None:
         if weights is not None and name not in DINOV2:
-            raise ValueError(f"encoder_weights names a folder of a DINOv2 model, and grounding={name!r} has no use for it.")
+            raise ValueError(
+                f"encoder_weights names a folder of a DINOv2 model, and grounding={name!r} has no use for it: "
+                f"ground with one of {', '.join(DINOV2)}."
+            )
         self.weights, self.device, parts = weights, device, parts_of(space)
         self.pictures = [part for part in parts if is_picture(parts[part])]
         self.name = name

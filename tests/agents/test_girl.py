@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import math
+import resource
 import shutil
 
 import gymnasium as gym
@@ -696,7 +697,9 @@ def test_updates_follow_the_train_ratio():
 @pytest.mark.parametrize(
     ("kwargs", "words"),
     [
-        ({"train_ratio": 0.0}, "train_ratio"),
+        ({"train_ratio": 0.0}, "train_ratio must be above 0, not 0.0"),
+        ({"behaviour_grad_norm": -1.0}, "behaviour_grad_norm must be above 0, not -1.0"),
+        ({"beta_bounds": (1.0,)}, r"beta_bounds is \(low, high\), .* not \(1.0,\)"),
         ({"batch_length": 1}, "batch_length"),
         ({"grounding_index": "future"}, "grounding_index is one of causal, literal"),
         ({"gamma": 1.5}, r"gamma must be in \[0, 1\], not 1.5"),
@@ -818,6 +821,38 @@ def test_deterministic_actions_leave_random_numbers_alone(trained):
     assert th.equal(th.get_rng_state(), before)
     trained.predict(np.ones((1, 3), np.float32), belief, np.zeros(1, bool))
     assert not th.equal(th.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"episode_start": np.ones(2, bool)}, "episode_start says of each of 3 environments"),
+        ({"state": (np.zeros((3, 16)),)}, "state is what the last call of predict gave for the same 3 environments"),
+    ],
+)
+def test_predict_refuses_what_is_of_other_environments(trained, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        trained.predict(np.zeros((3, 3), np.float32), **kwargs)
+    _, belief = trained.predict(np.zeros(3, np.float32), episode_start=True)  # one may come without its list
+    with pytest.raises(ValueError, match="for the same 3 environments"):
+        trained.predict(np.zeros((3, 3), np.float32), belief)
+
+
+def test_region_of_an_agent_that_had_none_begins_with_the_drifts_to_come(tmp_path):
+    make(**{**ARM, "grounding": "auto", "ensemble_members": 0}).learn(150).save(tmp_path / "model")
+    agent = GIRL.load(tmp_path / "model", env="Pendulum-v1", device="cpu", trust_region=True)  # an id, as the constructor
+    agent.learn(60, reset_num_timesteps=False)
+    region = agent.policy.trust_region
+    assert bool(region.active)
+    assert region.delta_0 > 0.0
+
+
+def test_memory_on_a_cpu_is_taken_as_it_is_written():
+    space = spaces.Box(0, 255, (64, 64, 3), np.uint8)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    memory = SequenceReplay(1_000_000, space, spaces.Discrete(3), "cpu", action_dim=3, embedding_dim=1280)
+    assert memory.observations["observation"].nbytes > 12e9
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
 
 
 def test_no_ensemble_without_a_region_to_follow_it():

@@ -111,7 +111,7 @@ class TestEncoders:
         ("arguments", "sentence"),
         [
             ({"grounding": "dinov3"}, "grounding is one of auto, masked-autoencoder, efficientnet-lite0, random"),
-            ({"grounding": "masked-autoencoder"}, "the observations are pictures alone"),
+            ({"grounding": "masked-autoencoder"}, "there are pictures alone: use grounding='auto'"),
             ({"grounding": "dinov2-small", "encoder_weights": "/nowhere"}, "name it with encoder_weights"),
             ({"encoder_weights": "/nowhere"}, "has no use for it"),
             ({"grounding": None, "distill": True}, "learns from an encoder of pictures"),

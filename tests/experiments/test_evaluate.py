@@ -116,7 +116,7 @@ class TestBareModels:
     def test_sb3_zip(self, tether, bare: Path) -> None:
         code, out, _ = tether("evaluate", bare, "--trust", "--env", "CartPole-v1", "--episodes", 2)
         assert code == 0
-        assert out.startswith("PPO on CartPole-v1\nreturn over 2 episodes:")
+        assert out.startswith("SB3-PPO on CartPole-v1\nreturn over 2 episodes:")
 
     @pytest.mark.parametrize("agent", AGENTS)
     def test_every_agent_is_recognised(self, agent: str, tmp_path: Path) -> None:

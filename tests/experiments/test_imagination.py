@@ -134,7 +134,7 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert "dfm_real" not in numbers["DreamerV3 arm"][0]
     assert "| grounding alone |" in (tmp_path / "out" / "drift-causes.md").read_text()
     assert drift_causes.main([str(folder), "--only", "nothing"]) == 2
-    assert "There is no kind 'nothing': use some of DreamerV3 arm," in capsys.readouterr().err
+    assert "There is no kind 'nothing': use some of 'DreamerV3 arm'," in capsys.readouterr().err
     assert drift_causes.main([str(folder), "--updates", "7"]) == 2
     assert "--updates is 8 or more, not 7" in capsys.readouterr().err
     other = tether("train", "SB3-PPO", "--env", "CartPole-v1", *short, "n_steps=32", "batch_size=32")
