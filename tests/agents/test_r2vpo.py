@@ -100,14 +100,24 @@ def test_the_dual_finds_the_bound():
     assert agent.multiplier.item() == pytest.approx(std / (2.0 * math.sqrt(0.05)), rel=0.03)
 
 
-def test_training_settles_at_the_bound():
-    """With the dual ascending each update, the logged second moment comes near delta while the bound is active."""
-    agent = R2VPO("MlpPolicy", "Pendulum-v1", n_steps=512, delta=0.02, learning_rate=1e-3, seed=0)
-    seen = []
-    after = agent.after_update
-    agent.after_update = lambda measured: seen.append(measured["trust_region"].item()) or after(measured)
-    agent.learn(512 * 30)
-    assert sum(seen[-10:]) / 10 == pytest.approx(0.02, rel=0.5)
+def test_every_update_moves_the_dual_by_the_excess_it_logs():
+    """In real training: nu <- max(0, nu + eta (second moment - delta)), so that the moments' mean can exceed delta by no more
+    than nu has grown, over eta n. On single runs they swing around delta for long: how far is no property of the method."""
+    agent = R2VPO("MlpPolicy", "Pendulum-v1", n_steps=256, delta=0.02, learning_rate=1e-3, seed=0)
+    seen, duals, after = [], [agent.multiplier.item()], agent.after_update
+
+    def look(measured):
+        seen.append(measured["trust_region"].item())
+        after(measured)
+        duals.append(agent.multiplier.item())
+
+    agent.after_update = look
+    agent.learn(256 * 12)
+    assert len(seen) == 12
+    assert max(seen) > 1e-4
+    for before, moment, nu in zip(duals, seen, duals[1:], strict=False):
+        assert nu == pytest.approx(max(0.0, before + 10.0 * (moment - 0.02)), abs=1e-5)
+    assert sum(seen) / len(seen) <= 0.02 + (duals[-1] - duals[0]) / (10.0 * len(seen)) + 1e-6
 
 
 def test_the_multiplier_is_saved(tmp_path):
