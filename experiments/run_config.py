@@ -90,7 +90,6 @@ class RunConfig:
         _require(self.online_steps >= 0, f"--online-steps must be 0 or more, not {self.online_steps}.")
         starts = self.offline or self.init_from is None
         _require(starts, f"--init-from is for offline agents of ours: leave it out for {agent}.")
-        _require(self.device != "cuda" or _has_gpu(), "--device cuda finds no GPU here: leave it out, or use cpu.")
         arguments = merge(preset(agent, self.env), self.hp)
         check_arguments(agent, arguments)
         env_kwargs = merge(arguments.pop("env_kwargs", {}), self.env_kwargs)
@@ -168,12 +167,6 @@ def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 def plain(value: Any) -> Any:
     """As JSON gives it back, so that a tuple equals the list it was written as."""
     return json.loads(json.dumps(value, default=str))
-
-
-def _has_gpu() -> bool:
-    import torch as th  # slow, and a command that is not run needs none
-
-    return th.cuda.is_available()
 
 
 def _require(condition: bool, sentence: str) -> None:

@@ -72,6 +72,10 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
         refuse_other_configuration(folder, previous["config"], identity)
         if previous["status"] == "finished":
             return RunResult(folder, finished=True, fresh=False, manifest=previous)
+    import torch as th  # slow, and what is refused before needs none
+
+    if config.device == "cuda" and not th.cuda.is_available():
+        raise UsageError("--device cuda finds no GPU here: leave it out, or use cpu.")
     check_environment(config)
     with _held(folder), stoppable() as stop:
         rollbacks = 0

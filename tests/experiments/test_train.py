@@ -730,3 +730,11 @@ def test_callbacks_of_sb3_still_apply(tmp_path: Path) -> None:
     model.logger.close()
     assert count.calls == 16
     assert (tmp_path / "progress.csv").read_text().startswith(STEP)
+
+
+@pytest.mark.skipif(th.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_asked_for_and_not_there_is_no_cpu(tether, tmp_path: Path) -> None:
+    run = tether("train", "MDPO", "--env", "CartPole-v1", "--steps", 64, "--device", "cuda", "--out", tmp_path)
+    assert run.code == 2
+    assert "--device cuda finds no GPU here" in run.err
+    assert not list(tmp_path.rglob("manifest.json"))
