@@ -508,7 +508,7 @@ class GIRL(OffPolicyAgent):
         """As many updates as ``train_ratio`` asks for after one step of every environment."""
         if not self.replay_buffer.can_draw(self.batch_length):
             return
-        if not self._n_updates and not self._debt:
+        if self.pretrain_updates and not self._n_updates and not self._debt:
             self._debt = float(self.pretrain_updates)
             self._say(f"{self.pretrain_updates:,} updates at once on the first steps.")
         self._debt += gradient_steps * self.n_envs * self.train_ratio / (self.batch_size * self.batch_length)
