@@ -1,4 +1,4 @@
-"""The actor, what imagination is worth to it, and the scale of returns (DreamerV3; the digests tell no deviation)."""
+"""The actor and the scale of returns (DreamerV3; the digests tell no deviation)."""
 
 from __future__ import annotations
 
@@ -64,27 +64,6 @@ class Actor(nn.Module):
             return (description * actions).sum(-1)
         mean, std = description.unbind(-2)
         return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
-
-
-def lambda_returns(rewards: th.Tensor, discounts: th.Tensor, values: th.Tensor, lam: float) -> th.Tensor:
-    """R_i = rho_{i+1} + d_{i+1} [ (1 - lambda) v_{i+1} + lambda R_{i+1} ] for i = 0..H-1, R_H = v_H.
-
-    :param rewards: rho_0..rho_H, on arriving at states s_0..s_H (H + 1, ...); rho_0 does not count
-    :param discounts: d_0..d_H, gamma times the chance to go on
-    :param values: v_0..v_H
-    :return: (H, ...)
-    """
-    inputs = rewards[1:] + discounts[1:] * (1.0 - lam) * values[1:]
-    last, returns = values[-1], []
-    for i in reversed(range(inputs.shape[0])):
-        last = inputs[i] + discounts[i + 1] * lam * last
-        returns.append(last)
-    return th.stack(returns[::-1])
-
-
-def weights_of(discounts: th.Tensor) -> th.Tensor:
-    """prod_{j<i} d_j, the chance and worth of ever being at s_i: 1 at s_0; (H, ...) of (H + 1, ...), detached."""
-    return th.cat((th.ones_like(discounts[:1]), discounts[:-2])).cumprod(0).detach()
 
 
 class ReturnScale(nn.Module):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import torch as th
@@ -21,7 +21,6 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.save_util import load_from_pkl
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from stable_baselines3.common.utils import FloatSchedule, update_learning_rate
-from torch.func import functional_call
 
 from ..common.acceleration import CapturedCall, CompiledCall
 from ..common.finite import check_finite_info
@@ -29,8 +28,8 @@ from ..common.meter import Meter
 from ..common.off_policy import OffPolicyAgent
 from ..common.offline import require_at_least
 from ..common.threads import threads_for, use_threads
-from .behaviour import lambda_returns, weights_of
 from .drift import CONTEXT, Dream, Drift, Episode, dream, measure_drift
+from .imagination import actor_loss, critic_loss, imagine
 from .masked_autoencoder import RATE
 from .networks import bernoulli_loss
 from .normalized import normalized, scaled
@@ -47,14 +46,6 @@ BEHAVIOUR = ("actor_optimizer", "critic_optimizer")
 NEWEST = 1000  # steps that the performance loss looks at
 
 Info = dict[str, th.Tensor]
-
-
-class Imagined(NamedTuple):
-    """An imagined rollout: [z, h] at s_0..s_H (H + 1, N, ...), actions a_0..a_{H-1} and what the actor said of them."""
-
-    features: th.Tensor
-    actions: th.Tensor
-    descriptions: th.Tensor
 
 
 class GIRL(OffPolicyAgent):
@@ -379,68 +370,12 @@ class GIRL(OffPolicyAgent):
             "action_noise": policy.actor.noise(*size, device=h.device),
         }  # fmt: skip
 
-    def imagine(self, starts: Batch) -> Imagined:
-        """H steps of the prior, with actions of the actor, which sees the states without a gradient; the prior is conditioned
-        on c_hat = f_psi(z), never on what was observed."""
-        policy, state = self.policy, State(starts["h"], starts["z"])
-        features, actions, descriptions = [state.features], [], []
-        for z_noise, action_noise in zip(starts["z_noise"].unbind(), starts["action_noise"].unbind(), strict=True):
-            descriptions.append(policy.actor.describe(features[-1].detach()))
-            actions.append(policy.actor.sample(descriptions[-1], action_noise))
-            h = policy.rssm.advance(state, policy.rssm.pushed(actions[-1]))
-            state = State(h, policy.latent.sample(policy.prior(h, policy.imagined_condition(state.z, h)), z_noise))
-            features.append(state.features)
-        return Imagined(th.stack(features), th.stack(actions), th.stack(descriptions))
-
-    def actor_loss(self, imagined: Imagined) -> tuple[th.Tensor, Info, th.Tensor, th.Tensor]:
-        """-mean( w_i (R_i - v_i) / S ) - eta mean( H[pi(s_i)] ), i = 0..H-1; for Discrete actions
-        -mean( w_i log pi(a_i|s_i) sg((R_i - v_i) / S) ) in the place of the first.
-
-        The gradient of the former goes through the imagined dynamics (NM512); reward, continue head and critic stay fixed.
-        NM512 leaves out S where it uses the score function; here it scales both. Its entropy also has a gradient through the
-        states, of a few thousandths of the whole; here it has none.
-
-        :return: loss, terms, the returns R (H, N) and the weights w (H, N), both constant
-        """
-        policy, features = self.policy, imagined.features
-        rewards = policy.two_hot.mean(policy.reward(features))
-        discounts = self.gamma * policy.going_on(features).squeeze(-1).float().sigmoid()
-        fixed = {name: parameter.detach() for name, parameter in policy.critic.named_parameters()}
-        values = policy.two_hot.mean(functional_call(policy.critic, fixed, (features,)))
-        returns = lambda_returns(rewards, discounts, values, self.lambda_)
-        policy.return_scale.update(returns)
-        advantages = (returns - values[:-1]) / policy.return_scale.scale
-        weights = weights_of(discounts)
-        gain = advantages
-        if policy.discrete:
-            gain = policy.actor.log_prob(imagined.descriptions, imagined.actions) * advantages.detach()
-        entropy = policy.actor.entropy(imagined.descriptions).mean()
-        loss = -(weights * gain).mean() - self.entropy_coef * entropy
-        info = {
-            "actor_loss": loss, "entropy": entropy, "imagined_reward": rewards[1:].mean(),
-            "imagined_return": returns.mean(), "return_scale": policy.return_scale.scale,
-        }  # fmt: skip
-        return loss, info, returns.detach(), weights
-
-    def critic_loss(self, features: th.Tensor, returns: th.Tensor, weights: th.Tensor) -> tuple[th.Tensor, Info]:
-        """mean( w_i [ -log p(R_i | s_i) - log p(sg slow critic's mean | s_i) ] ).
-
-        :param features: [z, h] of s_0..s_H (H + 1, N, ...), constant
-        """
-        policy = self.policy
-        outputs = policy.critic(features)[:-1]  # of all: compiled, this and the values of the actor's loss are one product
-        with th.no_grad():
-            slow = policy.two_hot.mean(policy.slow_critic(features[:-1]))
-        log_prob = policy.two_hot.log_prob(outputs, returns) + policy.two_hot.log_prob(outputs, slow)
-        loss = -(weights * log_prob).mean()
-        return loss, {"critic_loss": loss, "value": slow.mean()}
-
     def behaviour_losses(self, starts: Batch) -> tuple[th.Tensor, th.Tensor, Info]:
         """The losses of actor and critic, on one imagined rollout; neither has a gradient for what the other trains."""
-        imagined = self.imagine(starts)
-        actor_loss, info, returns, weights = self.actor_loss(imagined)
-        critic_loss, critic_info = self.critic_loss(imagined.features.detach(), returns, weights)
-        return actor_loss, critic_loss, info | critic_info
+        imagined = imagine(self.policy, starts)
+        loss_of_actor, info, returns, weights = actor_loss(self.policy, imagined, self.gamma, self.lambda_, self.entropy_coef)
+        loss_of_critic, critic_info = critic_loss(self.policy, imagined.features.detach(), returns, weights)
+        return loss_of_actor, loss_of_critic, info | critic_info
 
     # ------------------------------------------------------------------ training
 

@@ -18,10 +18,11 @@ from torch.nn import functional as F
 
 from tether.agents import GIRL
 from tether.agents.common.value_distributions import TwoHot
-from tether.agents.girl.behaviour import Actor, ReturnScale, lambda_returns, weights_of
+from tether.agents.girl.behaviour import Actor, ReturnScale
 from tether.agents.girl.drift import Drift, Episode, measure_drift
 from tether.agents.girl.ensemble import Ensemble
 from tether.agents.girl.grounding import Grounding, shifted
+from tether.agents.girl.imagination import actor_loss, imagine, lambda_returns, weights_of
 from tether.agents.girl.latents import CategoricalLatent, GaussianLatent
 from tether.agents.girl.masked_autoencoder import WINDOW, MaskedStateAutoencoder
 from tether.agents.girl.networks import Decoder
@@ -198,7 +199,8 @@ def test_actors_gradient_through_the_dynamics_is_that_of_finite_differences():
     starts |= {"z_noise": th.randn(3, 32, 4), "action_noise": th.zeros(3, 32, 1)}
     policy.return_scale.percentiles.zero_()
     parameters = list(policy.actor.parameters())
-    loss = agent.actor_loss(agent.imagine(starts))[0]
+    arguments = agent.gamma, agent.lambda_, agent.entropy_coef
+    loss = actor_loss(policy, imagine(policy, starts), *arguments)[0]
     gradient = th.autograd.grad(loss, parameters)
     norm = th.sqrt(sum(g.square().sum() for g in gradient))
     ends = []
@@ -206,7 +208,7 @@ def test_actors_gradient_through_the_dynamics_is_that_of_finite_differences():
         for p, g in zip(parameters, gradient, strict=True):
             p.data.add_(sign * 0.01 / norm * g)
         policy.return_scale.percentiles.zero_()
-        ends.append(agent.actor_loss(agent.imagine(starts))[0].item())
+        ends.append(actor_loss(policy, imagine(policy, starts), *arguments)[0].item())
         for p, g in zip(parameters, gradient, strict=True):
             p.data.sub_(sign * 0.01 / norm * g)
     assert (ends[0] - ends[1]) / 0.02 == pytest.approx(norm.item(), rel=0.02)
