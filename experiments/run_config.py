@@ -104,10 +104,11 @@ class RunConfig:
         choices = ("stop", "skip", "rollback") if agent in OURS else ("stop", "rollback")
         known = self.on_nonfinite in choices
         _require(known, f"--on-nonfinite of {agent} is one of {', '.join(choices)}, not '{self.on_nonfinite}'.")
-        has_buffer = "buffer_size" in inspect.signature(agent_class(agent).__init__).parameters
-        if has_buffer and not self.offline and "buffer_size" not in self.hp:
-            # A replay buffer never holds more than the run collects; a smaller one makes smaller checkpoints.
-            arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs))
+        parameters = inspect.signature(agent_class(agent).__init__).parameters
+        if "buffer_size" in parameters and not self.offline and "buffer_size" not in self.hp:
+            # A replay buffer never holds more than the run collects, or one sequence; a smaller one makes smaller checkpoints.
+            sequence = arguments.get("batch_length", parameters["batch_length"].default) if "batch_length" in parameters else 1
+            arguments["buffer_size"] = min(arguments.get("buffer_size", 1_000_000), max(steps, n_envs * sequence))
         config = replace(self, agent=agent, steps=steps, n_envs=n_envs, eval_every=eval_every, env_kwargs=env_kwargs)
         return replace(config, init_from=config._model_path()), arguments
 

@@ -156,6 +156,7 @@ class _Run:
                 self._take_other_random_numbers(model, rollbacks)
             self._describe(model, env)
             self._say_other_task()
+            self._say_no_updates(model)
             write_json(self.folder / "manifest.json", self.manifest)
             return self._learn(model)
         finally:
@@ -228,6 +229,12 @@ class _Run:
         named = None if self.dataset is None else self.dataset.meta.get("env_id")
         if named and not same_task(named, self.config.env):
             self._say(f"The dataset is of {named}, and the agent is evaluated in {self.config.env}.")
+
+    def _say_no_updates(self, model: BaseAlgorithm) -> None:
+        """Off-policy agents act at random first."""
+        first = getattr(model, "learning_starts", 0)
+        if self.config.collects and self.config.total <= first:
+            self._say(f"{self.config.agent} learns after its first {first:,} steps (learning_starts): this run ends before.")
 
     def _describe(self, model: BaseAlgorithm, env: VecEnv) -> None:
         import torch as th
