@@ -37,6 +37,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "trust region alone": GIRL.VARIANTS["no-grounding"],
     "GIRL, beta 1": GIRL.VARIANTS["fixed-beta"],
     "trust region alone, beta at least 1": {**GIRL.VARIANTS["no-grounding"], "beta_bounds": (1.0, 10.0)},
+    "GIRL, beta at least 1, mu = 0": {"beta_bounds": (1.0, 10.0), "consistency_coef": 0.0},
     "grounding alone, mu = 0": {**GROUNDED, "consistency_coef": 0.0},
     "grounding alone, prior never sees c_hat": {**GROUNDED, "predicted_share": 0.0},
     "grounding alone, prior always sees c_hat": {**GROUNDED, "predicted_share": 1.0},
