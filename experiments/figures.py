@@ -129,14 +129,13 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
                 else:
                     axis.set_axis_off()
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
-        lines_of_legend = -(-len(handles) // (2 * columns))
-        ncols = -(-len(handles) // lines_of_legend)
-        return _png(figure, handles, ncols)
+        return _png(figure, handles, 2 * columns)
 
 
 def _png(figure: Figure, handles: Sequence[Line2D], columns: int) -> bytes:
-    """The figure with its legend below, as a PNG that the same figure always gives."""
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
+    """The figure with its legend below, in lines of so many columns at most, as a PNG that the same figure always gives."""
+    lines = -(-len(handles) // columns)
+    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // lines), frameon=False)
     picture = BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
@@ -176,7 +175,7 @@ def trust_region(rows: Sequence[Row]) -> bytes | None:
                 axis.set_xlabel("steps")
                 axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
-        return _png(figure, handles, min(len(handles), 4))
+        return _png(figure, handles, 4)
 
 
 def distances(rows: Sequence[Row]) -> bytes | None:
@@ -205,7 +204,7 @@ def distances(rows: Sequence[Row]) -> bytes | None:
             axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
         handles.append(Line2D([], [], label="radius", color="0.4", linestyle="--"))
-        return _png(figure, handles, min(len(handles), 4))
+        return _png(figure, handles, min(2 * len(envs), 4))
 
 
 # What the picture of imagination shows: column of the evaluations, and axis.
@@ -238,7 +237,7 @@ def imagination(rows: Sequence[Row]) -> bytes | None:
                 axis.set_xlabel("steps")
                 axis.xaxis.set_major_formatter(lambda steps, _: format_steps(steps))
         handles = [Line2D([], [], label=label, **line) for label, line in lines.items()]
-        return _png(figure, handles, min(len(handles), 4))
+        return _png(figure, handles, 4)
 
 
 def _with_series(

@@ -499,7 +499,7 @@ class TestUnseenLevelsAndTrustRegion:
 
     def test_distances_from_the_offline_policy(self, tmp_path: Path) -> None:
         """FMQ's and MVP's log has distances, and one of them a radius; rows of the offline phase have neither."""
-        for agent, bound in (("FMQ", ",0.8"), ("MVP", "")):
+        for agent, bound in (("FMQ", ",0.8"), ("MVP", ""), ("GIRL-NoGrounding", ",1.6"), ("GIRL-FixedBeta", ",1.5")):
             for seed in (0, 1):
                 place = write_run(tmp_path / "runs", agent, "cube-v0", seed, exported=True)
                 names = "timesteps,trust_region" + (",trust_region_bound" if bound else "")
@@ -508,7 +508,9 @@ class TestUnseenLevelsAndTrustRegion:
         text = report([tmp_path / "runs"], out=tmp_path / "out")
         assert "distances.png" in text
         assert "trust-region.png" not in text
-        assert imread(tmp_path / "out" / "distances.png").shape[2] == 4
+        picture = imread(tmp_path / "out" / "distances.png")
+        assert picture.shape[2] == 4
+        assert picture[:, [0, -1]].min() == 1.0  # a legend that is too wide is cut off there
 
     def test_no_picture_without_diagnostics(self, tmp_path: Path) -> None:
         write_run(tmp_path / "runs")
