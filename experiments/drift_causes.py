@@ -120,20 +120,22 @@ def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes:
 
 
 def markdown(numbers: Numbers, command: str) -> str:
-    """The table: means over seeds, ranges in brackets."""
+    """The table: means over seeds, ranges in brackets where there are several."""
     seeds = " or ".join(sorted({str(len(rows)) for rows in numbers.values() if rows}))
+    seeds += " seed" if seeds == "1" else " seeds"
     header = ["world model", f"DFM({HORIZON})", f"DFM({SHORT})", "with real c", "without c", "error", f"error ({SHORT})"]
     body = []
     for name, rows in ((name, rows) for name, rows in numbers.items() if rows):
         cells = [name]
         for column in COLUMNS:
             of = np.array([row[column] for row in rows if column in row])
-            cells.append(f"{of.mean():.3g} [{of.min():.3g}, {of.max():.3g}]" if len(of) else "-")
+            spread = f" [{of.min():.3g}, {of.max():.3g}]" if len(of) > 1 else ""
+            cells.append(f"{of.mean():.3g}{spread}" if len(of) else "-")
         body.append(cells)
     return "\n".join([
         "# What moves the drift of imagination", "",
         f"`{command}`: world models learnt from the memory of that run, and measured on new episodes of its policy; means "
-        f"over {seeds} seeds, ranges in brackets. DFM is in nats of each model's own latent space, with the "
+        f"over {seeds}, ranges in brackets. DFM is in nats of each model's own latent space, with the "
         "grounding vectors that it predicts itself; the error is the decoder's (squared, symlog), one measure for all.", "",
         *table(header, body),
     ]) + "\n"  # fmt: skip
