@@ -1,4 +1,4 @@
-"""What a run may begin with: the weights of a saved model, and a dataset in the replay buffer of a peer."""
+"""What a run may begin with: a dataset, to learn from or in the replay buffer of a peer, and the weights of a saved model."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ if TYPE_CHECKING:
     from tether.envs import OfflineDataset
 
     from .run_config import RunConfig
+
+
+def dataset_of(config: RunConfig) -> OfflineDataset | None:
+    """What an offline agent learns from, or a peer begins with; OGBench's data with the rewards of the run's own task."""
+    from tether.envs import load_dataset
+    from tether.envs.datasets import ogbench
+
+    if config.dataset is None:
+        return None
+    of_ogbench = Path(config.dataset).suffix == ".npz" or ogbench.address(config.dataset) is not None
+    options = {"task": config.env} if of_ogbench and "singletask" in config.env.split("-") else {}
+    # What changes the environment's rewards changes those of its data.
+    own = "sparse" if of_ogbench else "step_penalty" if config.env.startswith("robomimic/") else None
+    options |= {own: config.env_kwargs[own]} if own in config.env_kwargs else {}
+    whole = load_dataset(config.dataset, **options)
+    return whole if config.train_share == 1.0 else whole.split((config.train_share,))[0]
 
 
 def sha256_of_model(config: RunConfig) -> str | None:

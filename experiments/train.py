@@ -21,7 +21,7 @@ from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments
 from .published import same_task
 from .run_config import RunConfig, identity_of, plain, refuse_other_configuration
-from .starting import fill_replay_buffer, sha256_of_model, start_from
+from .starting import dataset_of, fill_replay_buffer, sha256_of_model, start_from
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -62,7 +62,7 @@ def train(config: RunConfig, *, verbose: int = 1, command: str | None = None) ->
     """
     config, arguments = config.resolve()
     folder = config.folder
-    dataset = _dataset_of(config)
+    dataset = dataset_of(config)
     if dataset is not None and not config.offline and "buffer_size" not in config.hp:
         arguments["buffer_size"] = len(dataset) + max(config.total, config.n_envs or 1)
     sha256 = {"dataset": None if dataset is None else dataset.meta["sha256"], "init_from": sha256_of_model(config)}
@@ -374,22 +374,6 @@ def _may_roll_back(config: RunConfig, error: ValueError, rollbacks: int) -> bool
     from tether.agents import NonFiniteError
 
     return isinstance(error, NonFiniteError) and config.on_nonfinite == "rollback" and rollbacks <= MAX_ROLLBACKS
-
-
-def _dataset_of(config: RunConfig) -> OfflineDataset | None:
-    """What an offline agent learns from, or a peer begins with; OGBench's data with the rewards of the run's own task."""
-    from tether.envs import load_dataset
-    from tether.envs.datasets import ogbench
-
-    if config.dataset is None:
-        return None
-    of_ogbench = Path(config.dataset).suffix == ".npz" or ogbench.address(config.dataset) is not None
-    options = {"task": config.env} if of_ogbench and "singletask" in config.env.split("-") else {}
-    # What changes the environment's rewards changes those of its data.
-    own = "sparse" if of_ogbench else "step_penalty" if config.env.startswith("robomimic/") else None
-    options |= {own: config.env_kwargs[own]} if own in config.env_kwargs else {}
-    whole = load_dataset(config.dataset, **options)
-    return whole if config.train_share == 1.0 else whole.split((config.train_share,))[0]
 
 
 def check_environment(config: RunConfig) -> None:

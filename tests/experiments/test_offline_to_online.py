@@ -34,9 +34,8 @@ from tether.experiments.logs import STEP
 from tether.experiments.presets import parse_assignments
 from tether.experiments.run_config import RunConfig, identity_of
 from tether.experiments.runs import load_runs
-from tether.experiments.starting import fill_replay_buffer, start_from
+from tether.experiments.starting import dataset_of, fill_replay_buffer, start_from
 from tether.experiments.study import Study
-from tether.experiments.train import _dataset_of
 
 STEPS, ONLINE = 20, 30
 TINY = ["batch_size=16", "horizon=2", "learning_starts=4", "policy_kwargs.net_arch=[8]", "policy_kwargs.n_candidates=2"]
@@ -615,10 +614,10 @@ def test_data_of_ogbench_get_the_rewards_of_the_runs_task(tmp_path: Path) -> Non
     }  # fmt: skip
     path = tmp_path / "pointmaze-medium-navigate-v0.npz"
     np.savez(path, **{name: values.astype(bool if name == "terminals" else np.float32) for name, values in arrays.items()})
-    relabelled = _dataset_of(RunConfig("FMQ", task, 1, dataset=str(path)))
+    relabelled = dataset_of(RunConfig("FMQ", task, 1, dataset=str(path)))
     np.testing.assert_array_equal(relabelled.rewards, load_dataset(path, task=task).rewards)
     assert (relabelled.rewards == -1.0).any()
     assert relabelled.meta["env_id"] == task
-    assert not _dataset_of(RunConfig("FMQ", "Pendulum-v1", 1, dataset=str(path))).rewards.any()
+    assert not dataset_of(RunConfig("FMQ", "Pendulum-v1", 1, dataset=str(path))).rewards.any()
     other = dsrl.write(tmp_path / "reach.hdf5", played())
-    assert len(_dataset_of(RunConfig("FMQ", task, 1, dataset=str(other)))) == len(played())
+    assert len(dataset_of(RunConfig("FMQ", task, 1, dataset=str(other)))) == len(played())
