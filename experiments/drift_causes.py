@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from ..agents import GIRL
+from ..agents import GIRL, CheckpointError
 from .errors import UsageError
 from .evaluate import evaluate, load_trained
 from .imagination import EpisodeRecorder, has_world_model
@@ -106,7 +106,7 @@ def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes:
     agent._set_rates()
     agent.policy.set_training_mode(True)
     for update in range(updates):
-        if agent.trust_region and update == updates // FEWEST_UPDATES:  # as after the first of 10^4 steps of 10^5
+        if agent.trust_region and update == updates // FEWEST_UPDATES:  # about as 10^4 steps of 10^5
             agent.policy.trust_region.activate()
             agent._warm = True
         agent.update_model(agent._draw(), agent.policy.ensemble is not None and update % 4 == 0, False)
@@ -114,7 +114,7 @@ def _learn(source: Any, kind: dict[str, Any], updates: int, seed: int, episodes:
             agent._refresh_radius()
     drift = agent.measure_drift(episodes, min(HORIZON, max(len(episode.actions) for episode in episodes)), seed=seed)
     whole = len(drift.kl["none"])
-    row = {"dfm": drift.dfm(whole), "dfm_short": drift.dfm(min(SHORT, whole))}
+    row = {"lags": whole, "dfm": drift.dfm(whole), "dfm_short": drift.dfm(min(SHORT, whole))}
     row |= {"error": drift.error(whole), "error_short": drift.error(min(SHORT, whole))}
     return row | {f"dfm_{name}": drift.dfm(whole, name) for name in ("real", "none") if name in drift.kl}
 
@@ -123,7 +123,9 @@ def markdown(numbers: Numbers, command: str) -> str:
     """The table: means over seeds, ranges in brackets where there are several."""
     seeds = " or ".join(sorted({str(len(rows)) for rows in numbers.values() if rows}))
     seeds += " seed" if seeds == "1" else " seeds"
-    header = ["world model", f"DFM({HORIZON})", f"DFM({SHORT})", "with real c", "without c", "error", f"error ({SHORT})"]
+    whole = int(max((row.get("lags", HORIZON) for rows in numbers.values() for row in rows), default=HORIZON))
+    short = min(SHORT, whole)
+    header = ["world model", f"DFM({whole})", f"DFM({short})", "with real c", "without c", "error", f"error ({short})"]
     body = []
     for name, rows in ((name, rows) for name, rows in numbers.items() if rows):
         cells = [name]
@@ -154,28 +156,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = f"python -m tether.experiments.drift_causes {args.run} --updates {args.updates} --seeds {args.seeds}"
     text = ""
     try:
-        for numbers in drift_causes(args.run, args.updates, args.seeds, args.only, _there(args.out, command)):
+        there = _there(args.out, command)
+        earlier = [{name: there[name] for name in ("revision", "dirty") if name in there}, *there.get("earlier", [])]
+        for numbers in drift_causes(args.run, args.updates, args.seeds, args.only, there.get("numbers")):
             text = markdown(numbers, command)
             if args.out is not None:
                 result = {"command": command, "numbers": numbers, "versions": versions(), **git_revision()}
+                result |= {"earlier": [one for one in earlier if one]}  # revisions that began it
                 args.out.mkdir(parents=True, exist_ok=True)
                 write_json(args.out / "drift-causes.json", result)
                 write_atomically(args.out / "drift-causes.md", text)
-    except UsageError as error:
+    except (UsageError, CheckpointError) as error:
         print(f"drift_causes: {error}", file=sys.stderr)
         return 2
     print(text or f"All of it is in {args.out} already.")
     return 0
 
 
-def _there(out: Path | None, command: str) -> Numbers:
-    """What a run of the same command left, whole or interrupted."""
+def _there(out: Path | None, command: str) -> dict[str, Any]:
+    """The file that a run of the same command left, whole or interrupted."""
     path = None if out is None else out / "drift-causes.json"
     if path is None or not path.is_file():
         return {}
     result = json.loads(path.read_text())
     same = result["command"].partition(" --seeds")[0] == command.partition(" --seeds")[0]  # more seeds go on with fewer
-    return result["numbers"] if same else {}
+    return result if same else {}
 
 
 if __name__ == "__main__":

@@ -322,8 +322,10 @@ def _least_size(value: Any) -> int:
 
 def _make(cls: type[BaseAlgorithm], env: Any, device: th.device | str, attributes: dict[str, Any]) -> Any:
     """An agent with these attributes, its networks as they are at the start."""
+    alias = attributes["policy_class"]
+    policy = cls.policy_aliases.get(alias, alias)  # SB3 refuses "MlpPolicy" for Dict spaces, and one class may have all names
     try:
-        model: Any = cls(policy=attributes["policy_class"], env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
+        model: Any = cls(policy=policy, env=env, device=device, _init_setup_model=False)  # type: ignore[call-arg]
         foreign = set(attributes) & set(model._excluded_save_params())
         if foreign:
             raise ModelFileError(f"The file is no model of {cls.__name__}: '{min(foreign)}' is never saved.")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import torch as th
 from torch import nn
 from torch.nn import functional as F
 
-from .latents import HALF_LOG_2PIE, UNIMIX
+from .latents import UNIMIX
 from .networks import MLP
+
+HALF_LOG_2PIE = 0.5 * (1.0 + math.log(2.0 * math.pi))  # entropy of a standard normal
 
 
 class Actor(nn.Module):
@@ -59,11 +63,8 @@ class Actor(nn.Module):
         return (description[..., 1, :].log() + HALF_LOG_2PIE).sum(-1)
 
     def log_prob(self, description: th.Tensor, actions: th.Tensor) -> th.Tensor:
-        """Of actions (..., A), (...)."""
-        if self.discrete:
-            return (description * actions).sum(-1)
-        mean, std = description.unbind(-2)
-        return th.distributions.Normal(mean, std, validate_args=False).log_prob(actions).sum(-1)
+        """Of one of A in one-hot form (..., A), (...)."""
+        return (description * actions).sum(-1)
 
 
 class ReturnScale(nn.Module):
@@ -79,14 +80,15 @@ class ReturnScale(nn.Module):
 
     @th.no_grad()
     def update(self, returns: th.Tensor) -> None:
-        """Take in a batch of returns."""
+        """Take in a batch of returns; one that is not finite changes nothing."""
         ordered = returns.float().flatten().sort().values
         now = []
         for share in (0.05, 0.95):  # as th.quantile, which refuses more than 16 million numbers
             below, part = divmod(share * (len(ordered) - 1), 1.0)
             low = ordered[int(below)]
             now.append(low.lerp(ordered[min(int(below) + 1, len(ordered) - 1)], part))
-        self.percentiles.lerp_(th.stack(now), 1.0 - self.decay)
+        moved = self.percentiles.lerp(th.stack(now), 1.0 - self.decay)
+        self.percentiles.copy_(th.where(moved.isfinite(), moved, self.percentiles))
 
     @property
     def scale(self) -> th.Tensor:

@@ -71,9 +71,9 @@ class GIRL(OffPolicyAgent):
     :param encoder_weights: folder of a DINOv2 model, as ``save_pretrained`` writes it
     :param distill: a student learns to give c, and takes the place of the pictures' encoder where it can (GIRL-Distill)
     :param distill_interval: updates between two of the student
-    :param grounding_index: "causal": the prior of z_t sees c_{t-1}; "literal": it sees c_t, which is made of o_t, so that
-        the KL falls without better dynamics; where nothing is observed, f_psi(z_{t-1}), or f_psi of the likeliest z_t
-    :param predicted_share: of the sequences of a batch, whose prior is trained on what imagination gives it, f_psi(z)
+    :param grounding_index: "causal": the prior of z_t sees c_{t-1}, and where nothing is observed f_psi(z_{t-1}); "literal":
+        it sees c_t, which is made of o_t, so that the KL falls without better dynamics, and else f_psi of the likeliest z_t
+    :param predicted_share: of a batch's sequences, rounded up, whose prior is trained on what imagination gives it, f_psi(z)
     :param consistency_coef: mu, weight of the consistency loss (digest: 0.1)
     :param encoder_updates: of the masked autoencoder's warm start
     :param trust_region: False: beta stays 1, free nats too, and there is no ensemble, which nothing would follow
@@ -268,8 +268,12 @@ class GIRL(OffPolicyAgent):
         predicted = policy.imagined_condition(states.z, states.h)
         assert predicted is not None
         predicted = policy.conditions(predicted.detach().float(), first)
-        chosen = (th.arange(first.shape[1] + 1, device=first.device) * self.predicted_share).ceil().diff() > 0
-        return th.where(chosen.unsqueeze(-1), predicted, real)  # type: ignore[arg-type]
+        chosen = self._with_prediction(first.shape[1]).unsqueeze(-1)
+        return th.where(chosen, predicted, real)  # type: ignore[arg-type]
+
+    def _with_prediction(self, sequences: int) -> th.Tensor:
+        """Which of so many sequences have a prior that sees what imagination has in the place of c; bool."""
+        return (th.arange(sequences + 1, device=self.device) * self.predicted_share).ceil().diff() > 0
 
     def observe(self, batch: Batch) -> Filtered:
         """Filter a batch of sequences, with its noise."""
@@ -340,10 +344,14 @@ class GIRL(OffPolicyAgent):
         self._meter.add({"information_gain": eig, "performance_loss": rpl})
 
     def drift_of(self, batch: Batch) -> th.Tensor:
-        """Mean KL(q || p) of a batch of sequences, as the world model's loss has it."""
+        """Mean KL(q || p) of a batch of sequences, as the world model's loss has it: however many there are, those whose prior
+        sees c and those whose prior does not have the weights that they have in ``batch_size`` sequences."""
         filtered = self.observe(batch)
         conditions = self.conditions(self.signals.of_batch(batch), filtered.states, batch["first"])
-        return self.policy.latent.kl(filtered.posterior, self.policy.prior(filtered.states.h, conditions)).mean()
+        kl = self.policy.latent.kl(filtered.posterior, self.policy.prior(filtered.states.h, conditions)).mean(0)
+        chosen, share = self._with_prediction(len(kl)), self._with_prediction(self.batch_size).float().mean()
+        weight = th.where(chosen, share / chosen.sum(), (1.0 - share) / (~chosen).sum())
+        return (weight * kl).sum() / weight.sum()
 
     def measure_drift(self, episodes: Sequence[Episode], horizon: int, starts: int = 20, seed: int = 0) -> Drift:
         """DFM up to ``horizon`` on held-out episodes; arguments as those of :func:`.drift.measure_drift`."""

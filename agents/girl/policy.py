@@ -57,9 +57,9 @@ class GIRLPolicy(BasePolicy):
     :param layers: of every head
     :param grounding: name of the frozen encoder, see :class:`GIRL`; None is none
     :param embedding_dim: width of its Phi; a masked autoencoder, which is part of the policy, has its own
-    :param grounding_dim: width of c
+    :param grounding_dim: width of c, of an encoder of pictures
     :param literal: the prior of z_t sees c_t, and not c_{t-1}
-    :param psi: see :class:`Grounding`; a masked autoencoder's embedding is c already
+    :param psi: see :class:`Grounding`; for an encoder of pictures: a masked autoencoder's embedding is c already
     :param distill: with a student that learns to give c
     :param ensemble_members: K; 0 is none
     :param sizes: deter, hidden, variables, classes, units, cnn_depth, encoder_layers, encoder_units, ensemble_units
@@ -116,6 +116,11 @@ class GIRLPolicy(BasePolicy):
         if grounding == "masked-autoencoder":
             vectors = self.encoder.vectors
             self.masked_autoencoder = MaskedStateAutoencoder(self._vector_width(), vectors).requires_grad_(False)
+            if grounding_dim != self.masked_autoencoder.dim or psi == "frozen":
+                raise ValueError(
+                    f"A masked autoencoder's embedding is c already, of width {self.masked_autoencoder.dim}: leave "
+                    "grounding_dim and psi out, they are for encoders of pictures."
+                )
             self.grounding = Grounding(self.masked_autoencoder.dim, self.latent, numbers["deter"], psi="identity")
         elif grounding is not None:
             self.grounding = Grounding(embedding_dim, self.latent, numbers["deter"], grounding_dim, psi)

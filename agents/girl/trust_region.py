@@ -65,9 +65,10 @@ class TrustRegion(nn.Module):
     def update(self, drift: th.Tensor) -> None:
         """Dual ascent, beta <- clip(beta + eta (EMA(drift) - delta)); before delta is set the drift is only collected.
 
-        :param drift: mean of the unclipped KL of a replayed batch: a clipped one could not fall below the free nats
+        :param drift: mean of the unclipped KL of a replayed batch: a clipped one could not fall below the free nats; one that
+            is not finite counts as the average of those before
         """
-        drift = drift.float()
+        drift = th.where(drift.isfinite(), drift.float(), self.replay_drift)
         self.warm.add_(th.stack((drift.double(), th.ones_like(drift.double()))) * ~self.active)
         began = self.warm[1] + self.active > 1
         self.replay_drift.copy_(th.where(began, self.replay_drift.lerp(drift, 0.01), drift))

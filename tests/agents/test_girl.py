@@ -142,6 +142,9 @@ def test_return_scale_is_the_moving_quantile():
     spread = (returns.quantile(0.95) - returns.quantile(0.05)).item()
     assert scale.scale.item() == pytest.approx(spread, rel=1e-5)  # a hundredth of a hundred times that
     assert ReturnScale().scale.item() == 1.0
+    before = scale.percentiles.clone()
+    scale.update(th.tensor([1.0, math.nan, 2.0]))
+    assert th.allclose(scale.percentiles[1], before[1])  # the 95th was nan
 
 
 def test_two_hot_log_prob_is_that_of_its_two_bins():
@@ -257,6 +260,10 @@ def test_radius_starts_at_the_mean_drift_and_is_frozen_there():
     region.update(th.tensor(9.0))
     assert (region.delta_0.item(), region.delta.item(), region.bound.item()) == pytest.approx((1.5, 1.5, 1.5))
     assert region.drift.item() == pytest.approx(0.99 * 1.5 + 0.01 * 9.0)
+    state = {name: value.clone() for name, value in region.state_dict().items()}
+    region.update(th.tensor(math.nan))  # counts as an average one
+    assert region.drift.item() == pytest.approx(0.99 * state["drift"].item() + 0.01 * state["replay_drift"].item())
+    assert all(value.isfinite().all() for value in region.state_dict().values())
     assert region.free_nats.item() == pytest.approx(0.75)
 
 
@@ -506,6 +513,18 @@ def test_performance_loss_compares_one_measure_of_drift(trained, share):
         assert agent.policy.trust_region.relative_loss(agent.drift_of(batch)).item() == pytest.approx(0.0, abs=1e-5)
         agent.policy.trust_region.replay_drift.copy_(trained_on / 2.0)
         assert agent.policy.trust_region.relative_loss(agent.drift_of(batch)).item() == pytest.approx(1.0, rel=1e-4)
+        # Of three sequences the prior of two sees a prediction, in the batch that of half: they count as half.
+        two, three = (agent.drift_of(_first_sequence(batch, times)).item() for times in (2, 3))
+        assert two == pytest.approx(three, rel=1e-4)
+
+
+def _first_sequence(batch, times):
+    """The first sequence of a batch (T, B, ...), so many times."""
+
+    def repeated(part):
+        return {name: repeated(of) for name, of in part.items()} if isinstance(part, dict) else part[:, [0] * times]
+
+    return repeated(batch)
 
 
 def test_radius_without_an_ensemble_follows_the_performance_loss_alone():
@@ -637,9 +656,9 @@ def test_with_everything_off_girl_is_the_dreamer():
     th.nn.init.normal_(girl.policy.grounding.residual.weight)
     th.nn.init.zeros_(girl.policy.grounding.gate.weight)
     th.nn.init.constant_(girl.policy.grounding.gate.bias, -50.0)
-    girl.policy.grounded.fill_(True)
     arm.learn(70)
     girl.policy.load_state_dict(arm.policy.state_dict(), strict=False)
+    girl.policy.grounded.fill_(True)  # the arm's says no
     batch = arm._draw()
     shape = (*batch["first"].shape, 128)
     losses = [agent.model_loss(batch | {"embeddings": th.randn(shape)}) for agent in (arm, girl)]
@@ -713,6 +732,8 @@ def test_updates_follow_the_train_ratio():
         ({"beta_bounds": (2.0, 10.0)}, r"0 <= low <= 1 <= high, as beta begins at 1: not \(2.0, 10.0\)"),
         ({"grounding": "dinov9"}, "grounding is"),
         ({"policy_kwargs": {"grounding": None}}, "is an argument of the agent"),
+        ({"policy_kwargs": {"grounding_dim": 32}}, "embedding is c already, of width 128: leave grounding_dim and psi out"),
+        ({"policy_kwargs": {"psi": "frozen"}}, "leave grounding_dim and psi out"),
         ({"policy_kwargs": {"size": "huge"}}, "size is one of default, small"),
         ({"policy_kwargs": {"depth": 3}}, "no argument 'depth'"),
         ({"policy_kwargs": {"latent": "binary"}}, "latent is one of"),

@@ -13,6 +13,8 @@ from tests.kit.resume import difference, everything
 from tests.kit.worlds import Pictures
 from tether.agents import GIRL, save_checkpoint
 from tether.agents.girl.drift import Episode
+from tether.agents.girl.grounding import Grounding
+from tether.agents.girl.latents import CategoricalLatent
 from tether.agents.girl.picture_encoders import RESOLUTION, newest_frame, picture_encoder
 from tether.agents.girl.replay import SequenceReplay
 from tether.agents.girl.student import CHECKED, Student
@@ -86,6 +88,12 @@ class TestEncoders:
         )
         assert [p.shape for p in trained.parameters()] == [p.shape for p in random.parameters()]
         assert checksum(random) == checksum(again) != checksum(trained)
+        pictures = th.randint(256, (6, 1, 3, 64, 64), dtype=th.uint8)
+        pictures[3:] //= 4  # dark ones
+        grounding = Grounding(random.dim, CategoricalLatent(2, 2), 4)
+        for encoder in (trained, random):  # as the replay memory keeps it, c tells the pictures from each other
+            c = grounding.signal(encoder.embed({"observation": pictures}).half())
+            assert c.std(0).mean() > 0.03
 
     def test_dinov2_from_a_folder(self, tmp_path):
         """A small DINOv2, written by its own library: Phi is its normalised CLS token."""

@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNo
 from tests.kit.agents import SUBJECTS
 from tests.kit.resume import StopAt, difference, everything, finish_elsewhere
 from tests.kit.worlds import DictIdentity, Identity, Pictures
-from tether.agents import BPO, MDPO, CheckpointError, OffPolicyMDPO, Resumable, load_checkpoint, save_checkpoint
+from tether.agents import BPO, GIRL, MDPO, CheckpointError, OffPolicyMDPO, Resumable, load_checkpoint, save_checkpoint
 from tether.envs import make_vec
 
 TOTAL = 500  # rounded up to whole rollouts
@@ -95,6 +95,11 @@ OFF = {
     "seed": 1,
     "device": "cpu",
 }
+WORLD_MODEL = {
+    "batch_size": 4, "batch_length": 8, "horizon": 3, "train_ratio": 4.0, "learning_starts": 60, "pretrain_updates": 2,
+    "buffer_size": 150, "encoder_updates": 5, "warmup_steps": 120, "radius_interval": 5, "seed": 1, "device": "cpu",
+    "policy_kwargs": {"size": "small", "deter": 16, "hidden": 16, "variables": 4, "classes": 4, "units": 16},
+}  # fmt: skip
 PICTURES = {**SMALL, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "policy_kwargs": {}}
 PROCESSES = {"vec_env_cls": SubprocVecEnv, "wrapper_class": Resumable}
 WORLDS = {
@@ -114,6 +119,7 @@ WORLDS = {
         {**OFF, "optimize_memory_usage": True, "replay_buffer_kwargs": {"handle_timeout_termination": False}},
     ),
     "replay of dicts": lambda: (OffPolicyMDPO, "MultiInputPolicy", vec(DictIdentity), OFF),
+    "world model of dicts": lambda: (GIRL, "MultiInputPolicy", vec(DictIdentity), WORLD_MODEL),
     "shared space": lambda: (OffPolicyMDPO, "MlpPolicy", vec(lambda: Identity(spaces.Discrete(3))), OFF),
     "every 7 steps": lambda: (OffPolicyMDPO, "MlpPolicy", vec(Corridor), {**OFF, "train_freq": 7, "gradient_steps": -1}),
     "whole episodes": lambda: (OffPolicyMDPO, "MlpPolicy", vec(Corridor, 1), {**OFF, "train_freq": (1, "episode")}),

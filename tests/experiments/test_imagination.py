@@ -140,6 +140,8 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert json.loads(path.read_text())["numbers"] == {name: [pytest.approx(row) for row in numbers[name]] for name in kinds}
     assert drift_causes.main(words) == 0
     assert "All of it is in" in capsys.readouterr().out
+    assert json.loads(path.read_text())["earlier"][0]["revision"] == result["revision"]
+    assert "| DFM(40) |" in " ".join((tmp_path / "out" / "drift-causes.md").read_text().split())
     assert all(row["dfm"] > 0.0 and row["error"] > 0.0 for rows in numbers.values() for row in rows)
     assert numbers["GIRL"][0] != numbers["GIRL"][1]
     assert "dfm_real" not in numbers["DreamerV3 arm"][0]
@@ -148,6 +150,9 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert "There is no kind 'nothing': use some of 'DreamerV3 arm'," in capsys.readouterr().err
     assert drift_causes.main([str(folder), "--updates", "7"]) == 2
     assert "--updates is 8 or more, not 7" in capsys.readouterr().err
+    (folder / "checkpoint").rename(folder / "elsewhere")
+    assert drift_causes.main([str(folder), "--updates", "9"]) == 2
+    assert "There is no checkpoint in" in capsys.readouterr().err
     other = tether("train", "SB3-PPO", "--env", "CartPole-v1", *short, "n_steps=32", "batch_size=32")
     assert other.code == 0, other.err
     assert drift_causes.main([str(tmp_path / "CartPole-v1" / "SB3-PPO" / "seed-0")]) == 2
