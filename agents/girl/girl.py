@@ -61,7 +61,7 @@ class GIRL(OffPolicyAgent):
     :param batch_size: B, sequences per update
     :param batch_length: T, steps of a sequence
     :param train_ratio: replayed steps per env step: an update follows every B T / train_ratio of these
-    :param horizon: H, imagined steps
+    :param horizon: H, imagined steps (NM512's 15 counts the state where they start: 14 steps)
     :param gamma: discount
     :param lambda_: of the returns
     :param entropy_coef: weight of the actor's entropy
