@@ -1,13 +1,21 @@
-"""Updates a second of the world-model agents: the DreamerV3 arm, what each part of GIRL costs, and what makes both fast."""
+"""Updates a second of the world-model agents: the DreamerV3 arm, what each part of GIRL costs, and what makes both fast.
+
+NM512/dreamerv3-torch, of whose mathematics the arm is, joins where its folder is given.
+"""
 
 from __future__ import annotations
 
+import sys
 import time
+from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import yaml
 from gymnasium import spaces
 
 from .errors import UsageError
@@ -22,7 +30,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "default": {"batch_size": 16, "batch_length": 64},
 }
 ARM = {"grounding": None, "trust_region": False, "ensemble_members": 0}
-BASE, WHOLE = "DreamerV3 arm", "GIRL"
+BASE, WHOLE, NM512 = "DreamerV3 arm", "GIRL", "NM512/dreamerv3-torch"
 CONTESTANTS: dict[str, dict[str, Any]] = {
     BASE: ARM,
     "+ trust region": {**ARM, "trust_region": True},
@@ -80,6 +88,7 @@ def world_model(
     device: str = "auto",
     size: str = "default",
     pictures: bool = False,
+    nm512: Path | None = None,
 ) -> str:
     """Measure updates a second; each contestant runs once a round.
 
@@ -89,19 +98,26 @@ def world_model(
     :param device: of the agents
     :param size: "small" (sequences 8 x 32) or "default" (16 x 64)
     :param pictures: observe pictures of 64 x 64 and not cartpole's states
+    :param nm512: folder of NM512/dreamerv3-torch
     :return: the table
+    :raises UsageError: for a contestant that there is not, or a folder from which that code cannot be imported
     """
     import torch as th
     from stable_baselines3.common.utils import get_device
 
     place = get_device(device)
-    contestants = PICTURES if pictures else CONTESTANTS
+    contestants = (PICTURES if pictures else CONTESTANTS) | ({NM512: {}} if nm512 is not None else {})
     unknown = set(only or ()) - set(contestants)
     if unknown:
         raise UsageError(f"There is no contestant '{min(unknown)}': use some of {', '.join(contestants)}.")
     names = only or [name for name in contestants if ("compiled" in name) <= (place.type == "cpu")]
     names = [name for name in names if place.type == "cuda" or "not captured" not in name]
-    agents = {name: _agent(contestants[name], size, place, pictures) for name in names}
+    agents = {name: _agent(contestants[name], size, place, pictures) for name in names if name != NM512}
+    if NM512 in names:
+        assert nm512 is not None
+        peer = Peer(nm512, size, place, pictures)
+        peer.improve(4)
+        agents[NM512] = peer, _measure(peer, 4)
     rates: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
         for name, (agent, speed) in agents.items():
@@ -141,6 +157,79 @@ def _agent(arguments: dict[str, Any], size: str, device: Any, pictures: bool) ->
         agent.policy.trust_region.activate()
         agent._warm = True
     return agent, _measure(agent, 4)
+
+
+class Peer:
+    """NM512/dreamerv3-torch at our sizes, as its ``Dreamer`` updates it, on one batch, which it need not draw.
+
+    It runs as it comes: in float32; its ``compile`` compiles ``forward``, which its updates do not call.
+
+    :raises UsageError: if it cannot be imported from the folder
+    """
+
+    batch_size = 0
+
+    def __init__(self, folder: Path, size: str, device: Any, pictures: bool) -> None:
+        from tether.agents.girl.policy import SIZES as POLICIES
+
+        self.device, ours = device, SIZES[size]
+        sizes = POLICIES[size] | {k: v for k, v in ours.get("policy_kwargs", {}).items() if k != "size"}
+        sys.path.insert(0, str(folder))
+        try:
+            models, networks = import_module("models"), import_module("networks")
+            config = _numbers(yaml.safe_load((folder / "configs.yaml").read_text()))
+        except (ImportError, OSError) as error:
+            raise UsageError(f"NM512/dreamerv3-torch cannot be imported from {folder}: {error}.") from None
+        finally:
+            sys.path.remove(str(folder))
+        init: Any = networks.MLP.__init__
+        init.__defaults__ = tuple(str(device) if value == "cuda" else value for value in init.__defaults__)
+        told = config["defaults"]
+        for name, value in config["dmc_vision" if pictures else "dmc_proprio"].items():
+            told[name] = {**told[name], **value} if isinstance(value, dict) else value
+        layers, units, depth = sizes["encoder_layers"], sizes["encoder_units"], sizes["cnn_depth"]
+        for part in ("encoder", "decoder"):
+            told[part] |= {"mlp_layers": layers, "mlp_units": units, "cnn_depth": depth}
+        told |= {
+            "dyn_deter": sizes["deter"], "dyn_hidden": sizes["hidden"], "dyn_stoch": sizes["variables"],
+            "dyn_discrete": sizes["classes"], "units": sizes["units"], "num_actions": 1, "device": str(device),
+            "imag_horizon": ours.get("horizon", 15) + 1,  # it counts the state where imagination starts
+        }  # fmt: skip
+        seen = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8), "state": spaces.Box(-np.inf, np.inf, (5,))})
+        self.model = models.WorldModel(seen, None, 0, SimpleNamespace(**told)).to(device)
+        self.behaviour = models.ImagBehavior(SimpleNamespace(**told), self.model).to(device)
+        self.batch = self._batch(ours["batch_size"], ours["batch_length"])
+
+    @staticmethod
+    def _batch(*shape: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(0)
+        first = np.zeros(shape, np.float32)
+        first[:, 0] = 1.0
+        return {
+            "image": rng.integers(0, 256, (*shape, 64, 64, 3), np.uint8), "state": rng.normal(size=(*shape, 5)),
+            "action": rng.uniform(-1.0, 1.0, (*shape, 1)), "reward": rng.random(shape), "is_first": first,
+            "is_terminal": np.zeros(shape),
+        }  # fmt: skip
+
+    def improve(self, updates: int) -> None:
+        """So many updates of everything."""
+        heads, dynamics = self.model.heads, self.model.dynamics
+        for _ in range(updates):
+            states, _context, _told = self.model._train(self.batch)
+            self.behaviour._train(states, lambda features, states, actions: heads["reward"](dynamics.get_feat(states)).mode())
+
+    def _torch_threads(self, batch_size: int) -> Any:
+        return nullcontext()
+
+
+def _numbers(value: Any) -> Any:
+    """Values of YAML 1.2, in which 1e-4 is a number."""
+    if isinstance(value, dict):
+        return {name: _numbers(part) for name, part in value.items()}
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _measure(agent: Any, updates: int) -> float:

@@ -128,6 +128,7 @@ BENCH_OPTIONS = {  # that only some benches take
     "fql": ("flow",),
     "size": ("world-model",),
     "pictures": ("world-model",),
+    "nm512": ("world-model",),
 }
 
 
@@ -142,6 +143,7 @@ def _add_bench(commands: Any) -> None:
     p.add_argument("--device", choices=("auto", "cpu", "cuda"), help="of those that take one (default: auto)")
     p.add_argument("--size", choices=("small", "default"), help="of world-model's networks (default: default)")
     p.add_argument("--pictures", action="store_true", help="world-model sees 64 x 64 pictures (default: cartpole's states)")
+    p.add_argument("--nm512", type=Path, metavar="DIR", help="NM512/dreamerv3-torch, which then races in world-model")
     p.add_argument("--fql", type=Path, metavar="DIR", help="the FQL authors' code, which then races in flow (needs JAX)")
     p.add_argument("--out", type=Path, metavar="DIR", help="also write the table there, as Markdown and JSON")
     p.set_defaults(run=_bench)
@@ -284,7 +286,7 @@ def _bench(args: argparse.Namespace) -> int:
         from .bench_world_model import world_model
 
         size = args.size or "default"
-        print(world_model(args.out, args.only, args.rounds, args.seconds, command, device, size, args.pictures))
+        print(world_model(args.out, args.only, args.rounds, args.seconds, command, device, size, args.pictures, args.nm512))
     elif what == "safety":
         from .bench_safety import safety
 

@@ -1,11 +1,13 @@
 """The race of the world models: who takes part, what the table says, what is refused."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
 from tether.experiments import bench_world_model
+from tether.experiments.errors import UsageError
 
 
 @pytest.fixture
@@ -42,12 +44,63 @@ def test_the_trust_region_is_at_work(small: None) -> None:
     assert agent._warm
 
 
+MODELS = """
+from networks import MLP
+
+class WorldModel:
+    def __init__(self, seen, actions, step, config):
+        assert config.dyn_deter == 8 and config.dyn_stoch == 16 and config.imag_horizon == 3 and config.model_lr == 1e-4
+        assert config.encoder == {"mlp_keys": ".*", "mlp_layers": 2, "mlp_units": 128, "cnn_depth": 2}
+        assert MLP().device == "cpu"
+        self.heads, self.dynamics = {}, None
+
+    def to(self, device):
+        return self
+
+    def _train(self, batch):
+        assert batch["state"].shape == (2, 4, 5) and batch["action"].shape == (2, 4, 1)
+        return {}, {}, {}
+
+class ImagBehavior(WorldModel):
+    def __init__(self, config, model):
+        assert isinstance(model, WorldModel)
+
+    def _train(self, states, reward):
+        assert callable(reward)
+"""
+NETWORKS = """
+class MLP:
+    def __init__(self, device="cuda"):
+        self.device = device
+"""
+CONFIGS = """
+defaults: {model_lr: 1e-4, encoder: {mlp_keys: '$^'}, decoder: {mlp_keys: '$^'}}
+dmc_proprio: {encoder: {mlp_keys: '.*'}, decoder: {mlp_keys: '.*'}}
+"""
+
+
+@pytest.mark.usefixtures("small")
+def test_the_peer_joins(tether, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, text in {"models.py": MODELS, "networks.py": NETWORKS, "configs.yaml": CONFIGS}.items():
+        (tmp_path / name).write_text(text)
+    before = list(sys.path)
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    words = ("--rounds", 1, "--seconds", 0.01, "--size", "small", "--device", "cpu", "--nm512", tmp_path)
+    run = tether("bench", "world-model", *words, "--only", "DreamerV3 arm", "NM512/dreamerv3-torch")
+    assert run.code == 0, run.err
+    assert "| NM512/dreamerv3-torch |" in run.out
+    assert sys.path == before
+
+
 def test_who_takes_part() -> None:
     assert {"DreamerV3 arm", "+ grounding", "+ ensemble", "+ trust region", "GIRL"} <= set(bench_world_model.CONTESTANTS)
     assert {"+ grounding", "GIRL", "GIRL-Distill"} <= set(bench_world_model.PICTURES)
 
 
-def test_refusals(refused) -> None:
+def test_refusals(refused, tmp_path: Path) -> None:
     sentence = refused("bench", "world-model", "--only", "TD-MPC2")
     assert "There is no contestant 'TD-MPC2': use some of DreamerV3 arm," in sentence
+    with pytest.raises(UsageError, match="cannot be imported from"):
+        bench_world_model.Peer(tmp_path, "small", "cpu", pictures=False)
+    assert "leave out --nm512" in refused("bench", "flow", "--nm512", "x")
     assert "leave out --pictures" in refused("bench", "offline", "--pictures")
