@@ -1,8 +1,5 @@
 """Environments for control, behind one door: `make_env` for one, `make_vec` for a Stable-Baselines3 `VecEnv`."""
 
-import os
-import sys
-
 from .datasets import DatasetError, OfflineDataset, list_datasets, load_dataset
 from .make import (
     cautious_arguments,
@@ -16,6 +13,7 @@ from .make import (
     scripted_behaviours,
     unseen_arguments,
 )
+from .offscreen import choose_renderer
 from .suite import EnvError
 
 __all__ = [
@@ -36,6 +34,4 @@ __all__ = [
     "unseen_arguments",
 ]
 
-# MuJoCo and dm_control read this once, when they are imported, and fail to render where there is no display.
-if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-    os.environ.setdefault("MUJOCO_GL", "egl")
+choose_renderer()

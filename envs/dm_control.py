@@ -17,6 +17,9 @@ from .suite import EnvError, PoolTask, Suite, installed
 
 _FORM = re.compile(r"dm_control/(?P<domain>\w+)-(?P<task>\w+)-v0")
 
+# Where the first camera does not show the body at 64 x 64, which others are used: by domain or id.
+CAMERAS = {"quadruped": 2, "dm_control/dog-fetch-v0": 2}
+
 # Tasks in which EnvPool's steps, rewards and starts are dm_control's; `tests/envs` compares exactly these. Left out are
 # those whose state is not seen in the first observation, and those that differ: ball_in_cup (reward), the cartpoles of
 # several poles (start), point_mass-hard (gains), lqr (model).
@@ -114,7 +117,7 @@ def _make(
     *,
     from_pixels: bool = False,
     image_size: int = 64,
-    camera_id: int = 0,
+    camera_id: int | None = None,
     fast_render: bool = False,
     distraction: float = 0.0,
     action_repeat: int = 1,
@@ -123,9 +126,10 @@ def _make(
     """Make a task.
 
     :param from_pixels: observe (image_size, image_size, 3) uint8 pictures of camera `camera_id`
+    :param camera_id: also of `render`; None: the first, but where it does not show the body (:data:`CAMERAS`)
     :param fast_render: see `PixelObservation`
     :param distraction: strength of moving textures and drifting colours in the pictures, up to 1; see `DistractedPixels`
-    :param action_repeat: physics steps of the suite per step; the episode has that many fewer
+    :param action_repeat: the suite's steps per step, which divide the length of the episode
     :param max_episode_steps: a time limit, in steps of the result, shorter than the suite's own
     """
     match = _FORM.fullmatch(env_id)
@@ -133,12 +137,19 @@ def _make(
         raise gym.error.NameNotFound(env_id)
     if not 0.0 <= distraction <= 1.0 or (distraction and not from_pixels):
         raise EnvError(f"distraction is a strength in [0, 1] and needs from_pixels=True, not {distraction}.")
+    for name, value in {"action_repeat": action_repeat, "image_size": image_size}.items():
+        if not isinstance(value, int) or value < 1:
+            raise EnvError(f"{name} is a whole number above 0, not {value!r}.")
     from dm_control import suite
     from shimmy.dm_control_compatibility import DmControlCompatibilityV0
 
     # The LQR tasks draw their model from the seed at loading: the same model in every environment.
     task = suite.load(match["domain"], match["task"], task_kwargs={"random": 0})
     names = tuple(task.observation_spec())
+    camera_id = CAMERAS.get(env_id, CAMERAS.get(match["domain"], 0)) if camera_id is None else camera_id
+    cameras = task.physics.model.ncam
+    if not isinstance(camera_id, int) or not -1 <= camera_id < cameras:
+        raise EnvError(f"camera_id of {env_id} is -1 (the free camera) or one of its {cameras}, from 0 on: not {camera_id!r}.")
     env: gym.Env = DmControlCompatibilityV0(task, render_mode, {"camera_id": camera_id})
     env.np_random = np.random.RandomState()  # type: ignore[assignment]
     env.metadata = {**env.metadata, "render_fps": round(1 / (task.control_timestep() * action_repeat))}

@@ -72,6 +72,7 @@ def _add_evaluate(commands: Any) -> None:
     p = commands.add_parser("evaluate", help="evaluate a run or a saved model")
     p.add_argument("source", type=Path, metavar="RUN_OR_MODEL")
     p.add_argument("--env", metavar="ID", help="another environment than the one it was trained in")
+    p.add_argument("--env-kwargs", nargs="+", default=[], metavar="K=V", help="arguments of the environment")
     p.add_argument("--episodes", type=_whole, default=20, metavar="N")
     p.add_argument("--seed", type=int, default=1_000_000, metavar="K")
     p.add_argument("--trust", action="store_true", help="read SB3's own files, which run code that their author chose")
@@ -204,10 +205,15 @@ def _train(args: argparse.Namespace) -> int:
 
 def _evaluate(args: argparse.Namespace) -> int:
     from .evaluate import evaluate, load_trained, record_video, summary
+    from .presets import parse_assignments
 
     if args.video is not None and args.video.suffix != ".mp4":
         raise UsageError(f"--video takes a name that ends in .mp4, not '{args.video}'.")
-    trained = load_trained(args.source, args.env, trust=args.trust)
+    env_kwargs = parse_assignments(args.env_kwargs, "--env-kwargs")
+    trained = load_trained(args.source, args.env, trust=args.trust, env_kwargs=env_kwargs)
+    if trained.left_out:
+        told = " ".join(f"{name}={value}" for name, value in trained.left_out.items())
+        print(f"{trained.env_id} is made without {told}, unlike in training: --env-kwargs says what it should have.")
     deterministic = trained.deterministic if args.deterministic is None else args.deterministic
     how = "" if deterministic else ", sampled actions"
     for where, arguments in trained.worlds():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,9 @@ class Trained:
 
     :param name: of the agent, as the catalogue has it
     :param env_kwargs: as in training
-    :param deterministic: whether its run was evaluated without noise
     :param file: what was read, with the ``VecNormalize`` it was trained in
+    :param deterministic: whether its run was evaluated without noise
+    :param left_out: arguments of the environment of the training, which this other one does not get
     """
 
     model: BaseAlgorithm
@@ -116,6 +117,7 @@ class Trained:
     env_kwargs: dict[str, Any]
     file: ModelFile
     deterministic: bool = True
+    left_out: dict[str, Any] = field(default_factory=dict)
 
     def worlds(self) -> list[tuple[str, dict[str, Any]]]:
         """Where to evaluate, in words and as arguments of the environment: as in training, and on what it did not see."""
@@ -148,12 +150,19 @@ class Trained:
         return env
 
 
-def load_trained(source: Path, env_id: str | None = None, device: str = "auto", trust: bool = False) -> Trained:
+def load_trained(
+    source: Path,
+    env_id: str | None = None,
+    device: str = "auto",
+    trust: bool = False,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Trained:
     """A trained agent from a run's folder or a model file.
 
     :param source: a run's folder (its ``model.zip``) or a saved model
     :param env_id: another environment than the one it was trained in; needed where no manifest beside the model names it
     :param trust: also take files of SB3 itself, which run code that the file chooses
+    :param env_kwargs: arguments of the environment; those of the training stay beside them where it is the same one
     :raises UsageError: for a file that is missing or not a model
     :raises ModelFileError: for one that is damaged or asks for trust
     """
@@ -182,9 +191,11 @@ def load_trained(source: Path, env_id: str | None = None, device: str = "auto", 
         raise UsageError(f"{path} cannot be read as a model of {name} ({first_line(error)}).") from error
     config = manifest["config"] if manifest else {}
     same_env = manifest is not None and env_id in (None, manifest["env"])
-    env_id, env_kwargs = env_id or config["env"], config.get("env_kwargs") or {} if same_env else {}
+    env_id, of_training = env_id or config["env"], config.get("env_kwargs") or {}
+    arguments = {**(of_training if same_env else {}), **(env_kwargs or {})}
+    left_out = {} if same_env else {k: v for k, v in of_training.items() if k not in arguments}
     deterministic = manifest["deterministic"] if manifest and same_env else acts_deterministically(env_id)
-    return Trained(model, name, env_id, env_kwargs, file, deterministic)
+    return Trained(model, name, env_id, arguments, file, deterministic, left_out)
 
 
 def unseen_arguments(env_id: str, env_kwargs: dict[str, Any]) -> dict[str, Any] | None:

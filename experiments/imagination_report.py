@@ -68,10 +68,10 @@ def _table(rows: Sequence[Row], env: str) -> Iterator[str]:
     returns = next((values for prefix, values in RETURNS.items() if env.startswith(prefix)), ())
     header = ["agent", "grounding", "seeds", f"DFM({HORIZON})", "of the arm's", "real", "none", f"DFM({SHORT})"]
     header += ["decoder error", "of the arm's", *(f"steps to {threshold:g}" for threshold in returns)]
-    arm = next((_lasts(row) for row in rows if row.agent == BASELINE and has_imagination(row)), {})
+    arms = {row.task: _lasts(row) for row in reversed(rows) if row.agent == BASELINE and has_imagination(row)}
     body = []
     for row in rows:
-        mine = _lasts(row)
+        mine, arm = _lasts(row), arms.get(row.task, {})
         names = sorted({str(run.manifest["grounding"]) for run in row.runs if "grounding" in run.manifest})
         cells = [row.label, ", ".join(names) or "-", str(len(row.runs)), _mean(mine, "dfm"), _share(mine, arm, "dfm")]
         cells += [_mean(mine, name) for name in ("dfm_real", "dfm_none", "dfm_short", "decoder_error")]

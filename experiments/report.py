@@ -31,14 +31,14 @@ PICTURES = {
     "curves.png": "Learning curves: IQM over seeds with 95 % bootstrap bands",
     "reward-cost.png": "Reward and cost of what was learnt from data: large dots are means over seeds, shaded is unsafe",
     "trust-region.png": "How far updates leave the trust region: means over seeds, the range between them shaded",
-    "distances.png": "How far policies go within their trust regions: means over seeds, the range between them shaded",
+    "distances.png": "How far policies and world models' drift go within their trust regions: means over seeds, range shaded",
     "imagination.png": "Drift of imagination and its decoder's error: means over seeds, the range between them shaded",
 }
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Probability that agent `x` beats agent `y`, over the tasks (environment and budget) that both have finished."""
+    """Probability that agent `x` beats agent `y`, over the tasks (`Row.task`) that both have finished."""
 
     x: str
     y: str
@@ -254,10 +254,10 @@ def _comparisons(rows: Sequence[Row]) -> Iterator[Comparison]:
     for quantity, of in (
         ("return", lambda row: row.returns), ("success", lambda row: row.successes), ("cost", lambda row: -row.costs)
     ):  # fmt: skip
-        scores: dict[str, dict[tuple[str, int], FloatArray]] = {}
+        scores: dict[str, dict[tuple[str, int, str], FloatArray]] = {}
         for row in rows:
             if row.finished and len(of(row)):
-                scores.setdefault(row.label, {})[row.env, row.steps] = of(row)
+                scores.setdefault(row.label, {})[row.task] = of(row)
         for x, y in combinations(scores, 2):
             shared = [task for task in scores[x] if task in scores[y]]
             if shared:
@@ -270,9 +270,10 @@ def _comparison_section(comparisons: Sequence[Comparison]) -> Iterator[str]:
     yield "## Probability of improvement"
     yield ""
     yield (
-        "How likely a run of X ends better than a run of Y on the same environment with the same budget, ties counting "
-        "one half, averaged over the environments that both have finished. The intervals are not corrected for the "
-        "number of pairs; one without width says that these few seeds do not overlap, not that no seed would."
+        "How likely a run of X ends better than a run of Y on the same environment, with the same arguments of it and the "
+        "same budget, ties counting one half, averaged over the environments that both have finished. The intervals are "
+        "not corrected for the number of pairs; one without width says that these few seeds do not overlap, not that no "
+        "seed would."
     )
     for quantity, better in (("return", "higher return"), ("success", "higher success rate"), ("cost", "lower cost")):
         chosen = [comparison for comparison in comparisons if comparison.quantity == quantity]

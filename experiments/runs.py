@@ -28,6 +28,7 @@ LOGGED = (
     ("rollout/ep_rew_mean", "rollout/ep_cost_mean", "rollout/success_rate", "training"),
 )
 
+ENV_KWARGS = "env_kwargs."  # how the settings that are arguments of the environment begin
 # What a configuration holds beside the experiment itself: two runs that differ only here are seeds of one row.
 NOT_SETTINGS = {
     *(
@@ -120,7 +121,8 @@ class Row:
 
     agent: str
     label: str
-    """The agent, with the settings that tell this row from the agent's other rows on this environment."""
+    """The agent, with the settings that tell this row from the agent's other rows on this environment, and with the arguments
+    of the environment that others there do not have."""
     env: str
     steps: int
     source: str
@@ -129,6 +131,12 @@ class Row:
     """The finished runs by seed; if none has finished, those that have been evaluated at all."""
     left_out: list[Run]
     """The unfinished runs that are not among `runs`."""
+
+    @property
+    def task(self) -> tuple[str, int, str]:
+        """Environment, budget and the environment's arguments: what rows must have alike to be compared."""
+        world = _world(self.runs[0].settings) if self.runs else {}
+        return self.env, self.steps, json.dumps(world, sort_keys=True, default=str)
 
     @property
     def finished(self) -> bool:
@@ -193,14 +201,20 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 def group(runs: Iterable[Run]) -> list[Row]:
     """The rows of the tables: runs of different budgets, settings or kinds of returns are never mixed in one row."""
     alike: dict[tuple[str, str, int], list[Run]] = {}
+    there: dict[str, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.env, run.agent, run.steps, run.seed)):
         alike.setdefault((run.env, run.agent, run.steps), []).append(run)
-    return [row for members in alike.values() for row in _rows(members)]
+        there.setdefault(run.env, []).append(run)
+    worlds = {env: set(_varied(_world(run.settings) for run in of if run.manifest.get("config"))) for env, of in there.items()}
+    return [row for (env, *_), members in alike.items() for row in _rows(members, worlds[env])]
 
 
-def _rows(runs: Sequence[Run]) -> Iterator[Row]:
-    """The rows of one agent on one environment under one budget; labels name the settings in which they differ."""
-    varied = [name for name in sorted({name for run in runs for name in run.settings}) if _varies(name, runs)]
+def _rows(runs: Sequence[Run], worlds: set[str]) -> Iterator[Row]:
+    """The rows of one agent on one environment under one budget; labels name the settings in which they differ.
+
+    :param worlds: settings in which runs of other agents there differ
+    """
+    varied = sorted({*_varied(run.settings for run in runs if run.settings), *worlds})
     rows: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
         marks = [f"{name.rpartition('.')[2]}={run.settings[name]}" for name in varied if name in run.settings]
@@ -214,10 +228,16 @@ def _rows(runs: Sequence[Run]) -> Iterator[Row]:
         yield Row(members[0].agent, label, members[0].env, members[0].steps, source, usable, left_out)
 
 
-def _varies(name: str, runs: Sequence[Run]) -> bool:
-    """Whether a setting differs between the runs, as far as their settings are known."""
-    known = [run.settings for run in runs if run.settings]
-    return len({json.dumps(settings.get(name), sort_keys=True, default=str) for settings in known}) > 1
+def _world(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the environment; a False says what is so without it."""
+    return {k: v for k, v in settings.items() if k.startswith(ENV_KWARGS) and v is not False}
+
+
+def _varied(known: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The settings that differ between those of several runs."""
+    known = list(known)
+    names = sorted({name for settings in known for name in settings})
+    return [n for n in names if len({json.dumps(of.get(n), sort_keys=True, default=str) for of in known}) > 1]
 
 
 def _find(path: Path) -> Iterator[Path]:

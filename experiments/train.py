@@ -215,8 +215,8 @@ class _Run:
         policy = self.arguments.get("policy") or _default_policy(env)
         try:
             model = cls(policy, env, seed=self.config.seed, device=self.config.device, **kwargs)
-        except (ValueError, TypeError, AssertionError, RuntimeError) as error:
-            reason = str(error) if isinstance(error, ValueError) else first_line(error)
+        except (ValueError, TypeError, AssertionError, RuntimeError, ImportError) as error:
+            reason = str(error) if isinstance(error, (ValueError, ImportError)) else first_line(error)
             raise UsageError(f"{self.config.agent} cannot be built for {self.config.env}: {reason}") from error
         if self.config.init_from is not None:
             self.manifest["init_from"] = {**start_from(model, self.config), "sha256": self.manifest["config"]["init_from"]}

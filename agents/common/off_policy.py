@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.noise import ActionNoise
@@ -29,6 +30,12 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
     """
 
     def _setup_model(self) -> None:
+        inner = self._vec_normalize_env  # the replay memory holds what it saw before it normalised
+        if inner is not None and _shapes(inner.observation_space) != _shapes(self.observation_space):
+            raise ValueError(
+                "VecNormalize lies below a wrapper that changes the shape of observations (a frame stack, or SB3's turning of "
+                "pictures to channels first): put it outermost, as in VecNormalize(VecFrameStack(env, 4))."
+            )
         super()._setup_model()
         self._collected = [0, 0]  # steps and episodes since the last call of `train`
 
@@ -150,3 +157,7 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
 
     def _excluded_save_params(self) -> list[str]:
         return [*super()._excluded_save_params(), "_collected"]
+
+
+def _shapes(space: spaces.Space) -> Any:
+    return {name: part.shape for name, part in space.spaces.items()} if isinstance(space, spaces.Dict) else space.shape

@@ -623,6 +623,15 @@ class GIRL(OffPolicyAgent):
         if truncate_last_traj:
             memory.truncate_last_trajectory()
 
+    def set_parameters(
+        self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """As SB3's. What the memory holds is embedded again where the masked autoencoder is another one then."""
+        super().set_parameters(load_path_or_dict, exact_match, device)
+        self._warm = bool(self.policy.trust_region.active)
+        if self.policy.masked_autoencoder is not None:
+            self.replay_buffer.renew_embeddings(self.replay_buffer.embeddings.shape[-1])
+
     def _excluded_save_params(self) -> list[str]:
         made = ("replay_buffer_class", "replay_buffer_kwargs", "_behaviour_schedule", "_model_loss", "_behaviour_losses")
         return [*super()._excluded_save_params(), "_belief", "_meter", "_graphs", "signals", *made]

@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from torch import nn
 from torch.nn import functional as F
 
@@ -102,7 +103,7 @@ class ChannelNorm(nn.LayerNorm):
         return super().forward(x.movedim(1, -1)).movedim(-1, 1)
 
 
-def is_picture(space: spaces.Space) -> bool:
+def is_picture(space: spaces.Space) -> TypeGuard[spaces.Box]:
     """Whether a part of the observation goes through convolutions: uint8 with three axes, channels first."""
     return isinstance(space, spaces.Box) and len(space.shape) == 3 and space.dtype == "uint8"
 
@@ -119,6 +120,10 @@ def parts_of(space: spaces.Space) -> dict[str, spaces.Box]:
             part = spaces.Box(0.0, 1.0, (int(part.n),), np.float32)
         if isinstance(part, spaces.Box) and _is_table(part):
             part = spaces.Box(part.low.ravel(), part.high.ravel(), dtype=np.float32)
+        if is_picture(part) and not (is_image_space(part) or is_image_space_channels_first(part)):
+            raise ValueError(
+                f"'{name}' is {part}: give pictures their channels first, or values up to 255, by which SB3 knows them."
+            )
         if not isinstance(part, spaces.Box) or not (is_picture(part) or (part.dtype.kind == "f" and len(part.shape) == 1)):
             raise ValueError(f"A world model sees uint8 pictures, vectors of floats and Discrete, and '{name}' is {part}.")
         parts[name] = part

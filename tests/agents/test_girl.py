@@ -25,7 +25,7 @@ from tether.agents.girl.grounding import Grounding, shifted
 from tether.agents.girl.imagination import actor_loss, imagine, lambda_returns, weights_of
 from tether.agents.girl.latents import CategoricalLatent, GaussianLatent
 from tether.agents.girl.masked_autoencoder import WINDOW, MaskedStateAutoencoder
-from tether.agents.girl.networks import Decoder
+from tether.agents.girl.networks import Decoder, parts_of
 from tether.agents.girl.normalized import scaled
 from tether.agents.girl.replay import SequenceReplay
 from tether.agents.girl.trust_region import TrustRegion
@@ -692,6 +692,25 @@ def test_files_keep_the_trust_region(trained, tmp_path):
     assert loaded._debt == trained._debt
 
 
+def test_parameters_of_before_the_warm_start(tmp_path):
+    """The trust region begins anew, and the memory's embeddings are those of the encoder that the agent has then."""
+    agent = make(warmup_steps=150)
+    agent.learn(100)
+    agent.save(tmp_path / "early")
+    agent.learn(100, reset_num_timesteps=False)
+    assert agent._warm
+    agent.set_parameters(tmp_path / "early", device="cpu")
+    assert not agent._warm
+    agent.learn(20, reset_num_timesteps=False)
+    assert bool(agent.policy.trust_region.active)
+    agent.set_parameters(make(seed=7, warmup_steps=150).learn(100).get_parameters(), device="cpu")
+    agent._embed_waiting()
+    memory, encoder = agent.replay_buffer, agent.signals.encoder
+    env, number = th.zeros(50, dtype=th.long), th.arange(50)
+    fresh = encoder.embed(memory.windows(env, number, encoder.window, encoder.parts))
+    th.testing.assert_close(memory.embeddings[:50, 0], fresh.half(), rtol=1e-2, atol=1e-2)
+
+
 def test_first_radius_is_the_mean_of_the_logged_drifts():
     agent, drifts = make(warmup_steps=150), []
     update = agent._one_update
@@ -742,6 +761,17 @@ def test_updates_follow_the_train_ratio():
 def test_wrong_arguments_are_refused_in_words(kwargs, words):
     with pytest.raises(ValueError, match=words):
         make(**kwargs)
+
+
+def test_a_grid_with_its_channels_last_is_refused():
+    """SB3 turns pictures, and does not know a grid for one whose values end at 10."""
+    for high, shape in ((10, (9, 9, 3)), (255, (9, 9, 3)), (10, (3, 9, 9))):
+        space = spaces.Box(0, high, shape, np.uint8)
+        if (high, shape) == (10, (9, 9, 3)):
+            with pytest.raises(ValueError, match="give pictures their channels first"):
+                parts_of(space)
+        else:
+            assert parts_of(space) == {"observation": space}
 
 
 @pytest.mark.slow

@@ -8,6 +8,8 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from scipy.stats import norm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecFrameStack, VecNormalize
 from torch import nn
 
 from tests.kit.worlds import Bandit, Identity
@@ -346,6 +348,14 @@ def test_networks_are_the_papers():
 def test_bad_arguments_are_refused_in_words(kwargs, words):
     with pytest.raises(ValueError, match=words):
         OffPolicyMDPO("MlpPolicy", "Pendulum-v1", buffer_size=10, **kwargs)
+
+
+def test_normalisation_below_a_frame_stack_is_refused():
+    """The replay memory would hold what the normalisation saw, unstacked."""
+    env = VecFrameStack(VecNormalize(make_vec_env("Pendulum-v1", 1)), 2)
+    with pytest.raises(ValueError, match="put it outermost, as in VecNormalize"):
+        OffPolicyMDPO("MlpPolicy", env, buffer_size=10)
+    OffPolicyMDPO("MlpPolicy", VecNormalize(VecFrameStack(make_vec_env("Pendulum-v1", 1), 2)), buffer_size=10)
 
 
 def test_unsupported_actions_are_refused():

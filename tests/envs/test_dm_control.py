@@ -121,6 +121,16 @@ def test_fast_pixels_and_cameras_are_other_pictures() -> None:
 
 
 @pytest.mark.usefixtures("renderer")
+@pytest.mark.parametrize("task", ["quadruped-walk", "dog-fetch", "cheetah-run", "finger-spin"])
+def test_the_body_is_in_the_picture(task: str) -> None:
+    env = make_env(f"dm_control/{task}-v0", from_pixels=True, distraction=1.0)
+    env.reset(seed=0)
+    assert isinstance(env, DistractedPixels)
+    assert (~env.background()).sum() > 100
+    env.close()
+
+
+@pytest.mark.usefixtures("renderer")
 def test_render() -> None:
     env = make_env("dm_control/cartpole-swingup-v0", render_mode="rgb_array")
     env.reset(seed=0)
@@ -184,7 +194,13 @@ def test_distraction_leaves_what_is_drawn_and_is_no_geom(env_id: str) -> None:
     assert not layers.background()[others].any()
 
 
-def test_distraction_is_for_pictures() -> None:
+def test_arguments_that_make_no_environment() -> None:
+    for name in ("action_repeat", "image_size"):
+        for value in (0, -2, 2.5):
+            with pytest.raises(EnvError, match=f"{name} is a whole number above 0, not {value}"):
+                make_env("dm_control/cartpole-swingup-v0", **{name: value})
+    with pytest.raises(EnvError, match=r"is -1 \(the free camera\) or one of its 2, from 0 on: not 9"):
+        make_env("dm_control/cartpole-swingup-v0", camera_id=9)
     with pytest.raises(EnvError, match=r"distraction is a strength in \[0, 1\] and needs from_pixels=True, not 0.5"):
         make_env("dm_control/walker-walk-v0", distraction=0.5)
     with pytest.raises(EnvError, match=r"not 2\.0"):

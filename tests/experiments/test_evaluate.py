@@ -185,6 +185,20 @@ class TestRunFolders:
         frames = tether("evaluate", tmp_path / "run", "--episodes", 1, "--video", tmp_path / "v.mp4").out
         assert frames.endswith("v.mp4: 5 frames\n")
         assert load_trained(tmp_path / "run", "Acrobot-v1").env_kwargs == {}
+        three = ("--episodes", 3, "--env-kwargs", "max_episode_steps=3")
+        assert "mean 3.0 (std 0.0)" in tether("evaluate", tmp_path / "run", *three).out
+
+    def test_what_another_environment_does_not_get_is_said(self, tether, finished, tmp_path: Path) -> None:
+        shutil.copytree(finished[0], tmp_path / "run")
+        path = tmp_path / "run" / "manifest.json"
+        manifest = json.loads(path.read_text())
+        manifest["config"]["env_kwargs"] = {"max_episode_steps": 5}
+        path.write_text(json.dumps(manifest))
+        words = ("evaluate", tmp_path / "run", "--env", "CartPole-v0", "--episodes", 1)
+        assert "CartPole-v0 is made without max_episode_steps=5, unlike in training: --env-kwargs" in tether(*words).out
+        run = tether(*words, "--env-kwargs", "max_episode_steps=4")
+        assert "is made without" not in run.out
+        assert "mean 4.0" in run.out
 
     def test_normaliser(self, tether, short_run, tmp_path: Path) -> None:
         """An agent that was trained on normalised observations gets them, and its returns are the raw ones."""

@@ -1,5 +1,6 @@
 """What runs of world models show of imagination: columns, films and charts, in real event files."""
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -119,6 +120,37 @@ def test_report_compares_drift_and_steps(tether, tmp_path: Path) -> None:
     ]  # fmt: skip
     assert girl == ["GIRL", "masked-autoencoder", "1", "3", "0.50", "3", "6", "0.75", "0.3", "0.50", *["- (0 of 1)"] * 2]
     assert iio.imread(tmp_path / "out" / "imagination.png").std() > 10
+
+
+def test_report_compares_within_one_world(tether, tmp_path: Path) -> None:
+    """States beside distracted pictures: each has its own arm, and nothing is compared across; False is as if not given."""
+    far, same = [50.0] * 6, {"config": {"env_kwargs": {"action_repeat": 2, "distraction": 1.0, "fast_render": False}}}
+    exported(tmp_path, "DreamerV3", 0, [2.0] * 6, [500.0] * 6)
+    exported(tmp_path, "GIRL", 0, [3.0] * 6, [600.0] * 6)
+    exported(tmp_path, "DreamerV3", 1, [8.0] * 6, far, config={"env_kwargs": {"action_repeat": 2, "distraction": 1.0}})
+    exported(tmp_path, "GIRL", 1, [4.0] * 6, far, **same)
+    exported(tmp_path, "SAC", 0, [1.0] * 6, far, config={"env_kwargs": {}})
+    run = tether("report", tmp_path)
+    assert run.code == 0, run.err
+    section = run.out.partition("## Imagination")[2].partition("\n## ")[0]
+    cells = [[cell.strip() for cell in line.split("|")] for line in section.splitlines() if line.startswith("|")]
+    shares = {of[1]: of[5] for of in cells}
+    assert shares["GIRL (action_repeat=2)"] == "1.50"
+    assert shares["GIRL (action_repeat=2, distraction=1.0, fast_render=False)"] == "0.50"
+    compared = run.out.partition("## Probability of improvement")[2]
+    pairs = [line for line in compared.splitlines() if line.startswith(("| D", "| G", "| S"))]
+    assert len(pairs) == 2
+    assert not any("SAC" in line for line in pairs)
+    exported(tmp_path, "SAC", 0, [1.0] * 6, far, config={"env_kwargs": {"action_repeat": 2}})
+    assert " SAC " in tether("report", tmp_path).out.partition("## Probability of improvement")[2]
+
+
+def test_an_encoder_whose_package_is_missing(refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
+    words = ("--env", "dm_control/cartpole-swingup-v0", "--env-kwargs", "from_pixels=true", "--out", tmp_path)
+    sentence = refused("train", "GIRL", *words, "--hp", "grounding=dinov2-small")
+    assert "grounding='dinov2-small' needs transformers: pip install 'tether-rl[vision]'" in sentence
 
 
 def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
