@@ -230,7 +230,8 @@ def imagination(rows: Sequence[Row]) -> bytes | None:
                     if row.env == env:
                         _draw_log(axis, series, column, lines[row.label])
                 axis.set_yscale("log")
-                axis.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+                low, high = axis.get_ylim()
+                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 5, 7)))
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.yaxis.set_minor_locator(NullLocator())
                 axis.set_ylabel(name)
