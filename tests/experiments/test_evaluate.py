@@ -160,6 +160,15 @@ class TestBareModels:
         assert "did you mean 'CartPole-v1'?" in refused("evaluate", bare, "--trust", "--env", "CartPol-v1")
 
 
+def trained_in_short_episodes(run: Path, copy: Path) -> None:
+    """A copy of a run whose episodes had five steps."""
+    shutil.copytree(run, copy)
+    path = copy / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["config"]["env_kwargs"] = {"max_episode_steps": 5}
+    path.write_text(json.dumps(manifest))
+
+
 class TestRunFolders:
     def test_missing(self, refused, tmp_path: Path) -> None:
         assert f"There is no model at {tmp_path / 'model.zip'}" in refused("evaluate", tmp_path)
@@ -176,11 +185,7 @@ class TestRunFolders:
         assert str(tmp_path / "manifest.json") in refused("evaluate", tmp_path)
 
     def test_arguments_of_the_environment_are_those_of_training(self, tether, finished, tmp_path: Path) -> None:
-        shutil.copytree(finished[0], tmp_path / "run")
-        path = tmp_path / "run" / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["config"]["env_kwargs"] = {"max_episode_steps": 5}
-        path.write_text(json.dumps(manifest))
+        trained_in_short_episodes(finished[0], tmp_path / "run")
         assert "mean 5.0 (std 0.0)" in tether("evaluate", tmp_path / "run", "--episodes", 3).out
         frames = tether("evaluate", tmp_path / "run", "--episodes", 1, "--video", tmp_path / "v.mp4").out
         assert frames.endswith("v.mp4: 5 frames\n")
@@ -189,11 +194,7 @@ class TestRunFolders:
         assert "mean 3.0 (std 0.0)" in tether("evaluate", tmp_path / "run", *three).out
 
     def test_what_another_environment_does_not_get_is_said(self, tether, finished, tmp_path: Path) -> None:
-        shutil.copytree(finished[0], tmp_path / "run")
-        path = tmp_path / "run" / "manifest.json"
-        manifest = json.loads(path.read_text())
-        manifest["config"]["env_kwargs"] = {"max_episode_steps": 5}
-        path.write_text(json.dumps(manifest))
+        trained_in_short_episodes(finished[0], tmp_path / "run")
         words = ("evaluate", tmp_path / "run", "--env", "CartPole-v0", "--episodes", 1)
         assert "CartPole-v0 is made without max_episode_steps=5, unlike in training: --env-kwargs" in tether(*words).out
         run = tether(*words, "--env-kwargs", "max_episode_steps=4")
