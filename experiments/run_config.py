@@ -146,14 +146,15 @@ def identity_of(config: RunConfig, arguments: dict[str, Any], **sha256: str | No
 
 
 def refuse_other_configuration(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """:raises UsageError: if two identities differ, with the first difference"""
+    """:raises UsageError: if two identities differ, with the differences; the steps, which others follow, first"""
     old, new = dict(_leaves(plain(before))), dict(_leaves(plain(now)))
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            raise UsageError(
-                f"{folder} holds a run with another configuration ('{key}' was {old.get(key)!r}, now {new.get(key)!r}): "
-                "delete the folder, or give another --seed or --out."
-            )
+    names = sorted({*old, *new}, key=lambda name: (name != "steps", name))
+    changed = [f"'{name}' was {old.get(name)!r}, now {new.get(name)!r}" for name in names if old.get(name) != new.get(name)]
+    if changed:
+        raise UsageError(
+            f"{folder} holds a run with another configuration ({'; '.join(changed)}): "
+            "delete the folder, or give another --seed or --out."
+        )
 
 
 def _leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

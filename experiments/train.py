@@ -231,8 +231,10 @@ class _Run:
             self._say(f"The dataset is of {named}, and the agent is evaluated in {self.config.env}.")
 
     def _say_no_updates(self, model: BaseAlgorithm) -> None:
-        """Off-policy agents act at random first."""
-        first = getattr(model, "learning_starts", 0)
+        """Off-policy agents act at random first, and world models learn from sequences."""
+        first, length = getattr(model, "learning_starts", 0), getattr(model, "batch_length", 0)
+        if self.config.total < (length - 1) * model.n_envs:
+            self._say(f"{self.config.agent} learns from sequences of {length:,} steps (batch_length): this run is shorter.")
         if self.config.collects and self.config.total <= first:
             self._say(f"{self.config.agent} learns after its first {first:,} steps (learning_starts): this run ends before.")
 

@@ -42,15 +42,19 @@ def test_states_are_charted(tether, tmp_path: Path) -> None:
     assert len((folder / "drift.csv").read_text().splitlines()) == 101
 
 
-def test_a_run_too_short_to_learn_says_so(tether, tmp_path: Path) -> None:
+def test_a_run_too_short_to_learn_says_so(tether, refused, tmp_path: Path) -> None:
     hp = [argument for argument in TINY if not argument.startswith(("buffer_size", "learning_starts"))]
     words = ["train", "GIRL", "--env", "Pendulum-v1", "--steps", 5, "--eval-every", 5, "--eval-episodes", 1, "--hp", *hp]
     run = tether(*words, "learning_starts=4", "batch_length=8", "--out", tmp_path / "one")  # a memory of one sequence
     assert run.code == 0, run.err
     assert "learning_starts" not in run.out
+    assert "GIRL learns from sequences of 8 steps (batch_length): this run is shorter." in run.out
     run = tether(*words, "learning_starts=5", "--out", tmp_path / "two")
     assert run.code == 0, run.err
     assert "GIRL learns after its first 5 steps (learning_starts): this run ends before." in run.out
+    assert "batch_length" not in run.out
+    sentence = refused(*words[:5], 9, *words[6:], "learning_starts=5", "--out", tmp_path / "two")
+    assert "configuration ('steps' was 5, now 9; 'buffer_size' was " in sentence
 
 
 def test_pictures_are_filmed(tether, tmp_path: Path) -> None:
