@@ -53,8 +53,8 @@ def imagination_section(rows: Sequence[Row]) -> Iterator[str]:
         "lags, on the evaluations' episodes; the model has the grounding vectors that it predicts itself (honest), the real "
         f"ones, or none. DFM({SHORT}) and the decoder's error (squared, of vectors in symlog, over the {HORIZON} lags) are "
         f"of the honest variant. All are means over a run's last {LAST} evaluations, then over seeds, with 95 % bootstrap "
-        "intervals. A KL in the latent space of one model is no measure of another's: the decoder's error is. Steps are the "
-        "environment's own, action repeat included, until an evaluation reached the return: the median over seeds, those that "
+        "intervals. A KL in the latent space of one model is no measure of another's: the decoder's error is. Suite steps are "
+        "the environment's own, action repeat included, until an evaluation reached the return: the median over seeds, those that "
         "did not reach it included."
     )
     for env in sorted({row.env for row in rows if has_imagination(row)}):
@@ -67,7 +67,7 @@ def imagination_section(rows: Sequence[Row]) -> Iterator[str]:
 def _table(rows: Sequence[Row], env: str) -> Iterator[str]:
     returns = next((values for prefix, values in RETURNS.items() if env.startswith(prefix)), ())
     header = ["agent", "grounding", "seeds", f"DFM({HORIZON})", "of the arm's", "real", "none", f"DFM({SHORT})"]
-    header += ["decoder error", "of the arm's", *(f"steps to {threshold:g}" for threshold in returns)]
+    header += ["decoder error", "of the arm's", *(f"suite steps to {threshold:g}" for threshold in returns)]
     arms = {row.task: _lasts(row) for row in reversed(rows) if row.agent == BASELINE and has_imagination(row)}
     body = []
     for row in rows:
