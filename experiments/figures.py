@@ -208,6 +208,7 @@ def distances(rows: Sequence[Row]) -> bytes | None:
 
 
 # What the picture of imagination shows: column of the evaluations, and axis.
+LOG_MARKS = {5: (1, 2, 5), 2: (1, 1.5, 2, 3, 5, 7), 0: (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)}  # by what an axis spans
 IMAGINED = (("dfm", "DFM(100), nats"), ("dfm_short", "DFM(15), nats"), ("decoder_error", "decoder error"))
 
 
@@ -231,7 +232,8 @@ def imagination(rows: Sequence[Row]) -> bytes | None:
                         _draw_log(axis, series, column, lines[row.label])
                 axis.set_yscale("log")
                 low, high = axis.get_ylim()
-                axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high > 5 * low else (1, 1.5, 2, 3, 5, 7)))
+                marks = next(marks for span, marks in LOG_MARKS.items() if high > span * low)
+                axis.yaxis.set_major_locator(LogLocator(subs=marks))
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.yaxis.set_minor_locator(NullLocator())
                 axis.set_ylabel(name)

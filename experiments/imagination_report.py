@@ -54,8 +54,8 @@ def imagination_section(rows: Sequence[Row]) -> Iterator[str]:
         f"ones, or none. DFM({SHORT}) and the decoder's error (squared, of vectors in symlog, over the {HORIZON} lags) are "
         f"of the honest variant. All are means over a run's last {LAST} evaluations, then over seeds, with 95 % bootstrap "
         "intervals. A KL in the latent space of one model is no measure of another's: the decoder's error is. Suite steps are "
-        "the environment's own, action repeat included, until an evaluation reached the return: the median over seeds, those that "
-        "did not reach it included."
+        "the environment's own, action repeat included, until an evaluation reached the return: the median over seeds, those "
+        "that did not reach it included."
     )
     for env in sorted({row.env for row in rows if has_imagination(row)}):
         yield ""
