@@ -207,8 +207,9 @@ def distances(rows: Sequence[Row]) -> bytes | None:
         return _png(figure, handles, min(2 * len(envs), 4))
 
 
+# Marks of a logarithmic axis, by what it spans at least.
+LOG_MARKS = {5: (1, 2, 5), 2: (1, 1.5, 2, 3, 5, 7), 0: (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)}
 # What the picture of imagination shows: column of the evaluations, and axis.
-LOG_MARKS = {5: (1, 2, 5), 2: (1, 1.5, 2, 3, 5, 7), 0: (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)}  # by what an axis spans
 IMAGINED = (("dfm", "DFM(100), nats"), ("dfm_short", "DFM(15), nats"), ("decoder_error", "decoder error"))
 
 
