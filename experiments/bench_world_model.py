@@ -195,18 +195,20 @@ class Peer:
             "dyn_discrete": sizes["classes"], "units": sizes["units"], "num_actions": 1, "device": str(device),
             "imag_horizon": ours.get("horizon", 15) + 1,  # it counts the state where imagination starts
         }  # fmt: skip
-        seen = spaces.Dict({"image": spaces.Box(0, 255, (64, 64, 3), np.uint8), "state": spaces.Box(-np.inf, np.inf, (5,))})
+        width = 64 if pictures else 1  # it always has a picture, which costs nothing where it is not looked at
+        picture = spaces.Box(0, 255, (width, width, 3), np.uint8)
+        seen = spaces.Dict({"image": picture, "state": spaces.Box(-np.inf, np.inf, (5,))})
         self.model = models.WorldModel(seen, None, 0, SimpleNamespace(**told)).to(device)
         self.behaviour = models.ImagBehavior(SimpleNamespace(**told), self.model).to(device)
-        self.batch = self._batch(ours["batch_size"], ours["batch_length"])
+        self.batch = self._batch(picture.shape, ours["batch_size"], ours["batch_length"])
 
     @staticmethod
-    def _batch(*shape: int) -> dict[str, np.ndarray]:
+    def _batch(picture: tuple[int, ...], *shape: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng(0)
         first = np.zeros(shape, np.float32)
         first[:, 0] = 1.0
         return {
-            "image": rng.integers(0, 256, (*shape, 64, 64, 3), np.uint8), "state": rng.normal(size=(*shape, 5)),
+            "image": rng.integers(0, 256, (*shape, *picture), np.uint8), "state": rng.normal(size=(*shape, 5)),
             "action": rng.uniform(-1.0, 1.0, (*shape, 1)), "reward": rng.random(shape), "is_first": first,
             "is_terminal": np.zeros(shape),
         }  # fmt: skip

@@ -80,7 +80,7 @@ class ReturnScale(nn.Module):
 
     @th.no_grad()
     def update(self, returns: th.Tensor) -> None:
-        """Take in a batch of returns; one that is not finite changes nothing."""
+        """Take in a batch of returns; where a percentile would not be finite it stays."""
         ordered = returns.float().flatten().sort().values
         now = []
         for share in (0.05, 0.95):  # as th.quantile, which refuses more than 16 million numbers

@@ -626,7 +626,7 @@ class GIRL(OffPolicyAgent):
     def set_parameters(
         self, load_path_or_dict: Any, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
-        """As SB3's. What the memory holds is embedded again where the masked autoencoder is another one then."""
+        """As SB3's. What the memory holds is embedded again, as the masked autoencoder may be another one then."""
         super().set_parameters(load_path_or_dict, exact_match, device)
         self._warm = bool(self.policy.trust_region.active)
         if self.policy.masked_autoencoder is not None:
