@@ -156,7 +156,7 @@ class _Run:
                 self._take_other_random_numbers(model, rollbacks)
             self._describe(model, env)
             self._say_other_task()
-            self._say_no_updates(model)
+            self._say_first_updates(model)
             write_json(self.folder / "manifest.json", self.manifest)
             return self._learn(model)
         finally:
@@ -230,13 +230,15 @@ class _Run:
         if named and not same_task(named, self.config.env):
             self._say(f"The dataset is of {named}, and the agent is evaluated in {self.config.env}.")
 
-    def _say_no_updates(self, model: BaseAlgorithm) -> None:
-        """Off-policy agents act at random first, and world models learn from sequences."""
+    def _say_first_updates(self, model: BaseAlgorithm) -> None:
+        """Off-policy agents act at random first; world models learn from sequences, and then much at once."""
         first, length = getattr(model, "learning_starts", 0), getattr(model, "batch_length", 0)
         if self.config.total < (length - 1) * model.n_envs:
             self._say(f"{self.config.agent} learns from sequences of {length:,} steps (batch_length): this run is shorter.")
         if self.config.collects and self.config.total <= first:
             self._say(f"{self.config.agent} learns after its first {first:,} steps (learning_starts): this run ends before.")
+        elif model.num_timesteps <= first and getattr(model, "first_work", None):
+            self._say(f"{self.config.agent} acts at random for {first:,} steps; then come {model.first_work} at once.")
 
     def _describe(self, model: BaseAlgorithm, env: VecEnv) -> None:
         import torch as th

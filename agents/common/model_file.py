@@ -334,7 +334,8 @@ def _make(cls: type[BaseAlgorithm], env: Any, device: th.device | str, attribute
     except ModelFileError:
         raise
     except Exception as error:  # whatever constructors say to values that no agent has
-        raise ModelFileError(f"No {cls.__name__} can be made with the attributes of the file: {_short(error)}.") from error
+        of = f", whose policy is {alias.__module__}.{alias.__name__}" if isinstance(alias, type) else ""
+        raise ModelFileError(f"No {cls.__name__} can be made with the attributes of the file{of}: {_short(error)}.") from error
     if model.use_sde:
         model.policy.reset_noise()  # the matrix of SB3's state-dependent exploration, on the right device
     return model

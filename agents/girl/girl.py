@@ -447,6 +447,13 @@ class GIRL(OffPolicyAgent):
         short = self.precision == "bfloat16" or (self.precision == "auto" and self.device.type == "cuda")
         return th.autocast(self.device.type, th.bfloat16, enabled=short)
 
+    @property
+    def first_work(self) -> str:
+        """What is done at once after ``learning_starts``, in words; on a CPU it may take minutes."""
+        encoder = self.encoder_updates if self.policy.masked_autoencoder is not None else 0
+        work = {"updates of the masked autoencoder": encoder, "updates": self.pretrain_updates}
+        return " and ".join(f"{number:,} {what}" for what, number in work.items() if number)
+
     def train(self, gradient_steps: int, batch_size: int = 0) -> None:
         """As many updates as ``train_ratio`` asks for after one step of every environment."""
         if not self.replay_buffer.can_draw(self.batch_length):

@@ -48,11 +48,14 @@ def test_a_run_too_short_to_learn_says_so(tether, refused, tmp_path: Path) -> No
     run = tether(*words, "learning_starts=4", "batch_length=8", "--out", tmp_path / "one")  # a memory of one sequence
     assert run.code == 0, run.err
     assert "learning_starts" not in run.out
+    assert "GIRL acts at random for 4 steps; then come 3 updates of the masked autoencoder and 1 updates at once." in run.out
     assert "GIRL learns from sequences of 8 steps (batch_length): this run is shorter." in run.out
     run = tether(*words, "learning_starts=5", "--out", tmp_path / "two")
     assert run.code == 0, run.err
     assert "GIRL learns after its first 5 steps (learning_starts): this run ends before." in run.out
     assert "batch_length" not in run.out
+    assert "at once" not in run.out
+    assert "steps is 9 in --hp and 5 as an option" in refused(*words, "steps=9", "--out", tmp_path / "three")
     sentence = refused(*words[:5], 9, *words[6:], "learning_starts=5", "--out", tmp_path / "two")
     assert "configuration ('steps' was 5, now 9; 'buffer_size' was " in sentence
 
