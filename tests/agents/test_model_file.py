@@ -169,7 +169,7 @@ class TestSafety:
         SB3PPO("MlpPolicy", "Pendulum-v1", device="cpu").save(tmp_path / "theirs")
         with pytest.raises(ModelFileError, match=r"theirs holds pickled objects, .* load it with trust=True"):
             PPO.load(tmp_path / "theirs")
-        with pytest.raises(ModelFileError, match="No GIRL .* policy is stable_baselines3.common.policies.ActorCriticPoli"):
+        with pytest.raises(ModelFileError, match=r"No GIRL .* policy is stable_baselines3.common.policies.ActorCriticPoli"):
             tether.agents.GIRL.load(tmp_path / "theirs", trust=True)
 
     def test_cloudpickled_lambda_of_a_stranger(self, saved: Path, tmp_path: Path):
