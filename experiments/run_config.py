@@ -90,9 +90,9 @@ class RunConfig:
         _require(self.online_steps >= 0, f"--online-steps must be 0 or more, not {self.online_steps}.")
         starts = self.offline or self.init_from is None
         _require(starts, f"--init-from is for offline agents of ours: leave it out for {agent}.")
-        for name, option in (("steps", self.steps), ("n_envs", self.n_envs)):
-            twice = option is not None and self.hp.get(name, option) != option
-            _require(not twice, f"{name} is {self.hp.get(name)} in --hp and {option} as an option: leave one of them out.")
+        for name, given in (("steps", self.steps), ("n_envs", self.n_envs)):
+            twice = given is not None and self.hp.get(name, given) != given
+            _require(not twice, f"{name} is {self.hp.get(name)} in --hp and {given} as an option: leave one of them out.")
         arguments = merge(preset(agent, self.env), self.hp)
         check_arguments(agent, arguments)
         env_kwargs = merge(arguments.pop("env_kwargs", {}), self.env_kwargs)

@@ -237,8 +237,8 @@ class _Run:
             self._say(f"{self.config.agent} learns from sequences of {length:,} steps (batch_length): this run is shorter.")
         if self.config.collects and self.config.total <= first:
             self._say(f"{self.config.agent} learns after its first {first:,} steps (learning_starts): this run ends before.")
-        elif model.num_timesteps <= first and getattr(model, "first_work", None):
-            self._say(f"{self.config.agent} acts at random for {first:,} steps; then come {model.first_work} at once.")
+        elif (work := getattr(model, "first_work", "")) and model.num_timesteps <= first:
+            self._say(f"{self.config.agent} acts at random for {first:,} steps; then come {work} at once.")
 
     def _describe(self, model: BaseAlgorithm, env: VecEnv) -> None:
         import torch as th
