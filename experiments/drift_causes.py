@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
@@ -154,6 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, metavar="DIR", help="write drift-causes.md and .json there")
     args = parser.parse_args(arguments)
     command = f"python -m tether.experiments.drift_causes {args.run} --updates {args.updates} --seeds {args.seeds}"
+    command += f" --only {shlex.join(args.only)}" if args.only else ""
     text = ""
     try:
         there = _there(args.out, command)

@@ -1,5 +1,6 @@
 """Learning curves and trust regions as pictures: a panel per environment, a line per agent."""
 
+import textwrap
 from collections.abc import Callable, Sequence
 from io import BytesIO
 from itertools import zip_longest
@@ -134,11 +135,25 @@ def learning_curves(rows: Sequence[Row]) -> bytes:
 
 def _png(figure: Figure, handles: Sequence[Line2D], columns: int) -> bytes:
     """The figure with its legend below, in lines of so many columns at most, as a PNG that the same figure always gives."""
-    lines = -(-len(handles) // columns)
-    figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // lines), frameon=False)
+    _place_legend(figure, handles, columns)
     picture = BytesIO()
     figure.savefig(picture, format="png", metadata={"Software": None})
     return picture.getvalue()
+
+
+def _place_legend(figure: Figure, handles: Sequence[Line2D], columns: int) -> None:
+    """In as many columns, up to those, as there is room for; names that are too long for one are broken."""
+    for most in range(columns, 0, -1):
+        lines = -(-len(handles) // most)
+        legend = figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // lines), frameon=False)
+        room = figure.bbox.width / legend.get_window_extent().width
+        if room >= 1.0:
+            return
+        legend.remove()
+    longest = max(len(text.get_text()) for text in legend.get_texts())
+    for handle in handles:
+        handle.set_label(textwrap.fill(str(handle.get_label()), max(1, int(longest * room) - 8)))
+    figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False)
 
 
 # What the second picture shows: name in the log, axis, and whether the axis is logarithmic.
@@ -260,9 +275,14 @@ def _lines_of(drawn: Sequence[tuple[Row, list[Series]]]) -> tuple[dict[str, dict
 
 
 def _draw_log(axis: Axes, logs: Sequence[Series], key: str, line: dict[str, Any]) -> None:
-    """The mean over seeds of what was logged, and the range between them; smoothed over a fortieth of the run."""
+    """The mean over seeds of what was logged, and the range between them; smoothed over a fortieth of the run. Seeds without a
+    step in common are drawn one by one."""
     stop = min(log["timesteps"][-1] for log in logs)
     start = max(log["timesteps"][0] for log in logs)
+    if start > stop:
+        for log in logs:
+            axis.plot(log["timesteps"], log[key], marker="o", markersize=4, **line)
+        return
     grid = np.linspace(start, stop, GRID_POINTS)
     curves = []
     for log in logs:

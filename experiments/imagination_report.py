@@ -8,7 +8,7 @@ import numpy as np
 
 from .diagnostics import Series
 from .markdown import brackets, format_steps, table
-from .runs import FloatArray, Row, Run, read_columns
+from .runs import ENV_KWARGS, FloatArray, Row, Run, read_columns
 from .statistics import interval
 
 HORIZON = 100  # of the drift in `evaluations.csv`, or as long as the episodes are
@@ -23,10 +23,8 @@ def imagination_of(run: Run) -> Series:
     """Drift and decoder error at each evaluation, (T,) with ``timesteps``; empty where the run has no world model."""
     path = run.path if run.path.suffix == ".csv" else run.path / "evaluations.csv"
     columns = read_columns(path, ("timesteps", *COLUMNS)) if path.is_file() else {}
-    if "dfm" not in columns:
-        return {}
-    known = np.isfinite(columns["dfm"])
-    return {name: values[known] for name, values in columns.items()}
+    known = np.isfinite(columns.get("dfm", np.empty(0)))
+    return {name: values[known] for name, values in columns.items()} if known.any() else {}
 
 
 def has_imagination(row: Row) -> bool:
@@ -36,7 +34,7 @@ def has_imagination(row: Row) -> bool:
 
 def steps_to(run: Run, threshold: float) -> float:
     """The environment's own steps until an evaluation first reached a return; inf where none did."""
-    repeat = (run.manifest.get("config") or {}).get("env_kwargs", {}).get("action_repeat", 1)
+    repeat = run.settings.get(f"{ENV_KWARGS}action_repeat", 1)
     reached = np.flatnonzero(run.mean_reward >= threshold)
     return float(run.timesteps[reached[0]] * repeat) if len(reached) else float("inf")
 
@@ -68,12 +66,15 @@ def _table(rows: Sequence[Row], env: str) -> Iterator[str]:
     returns = next((values for prefix, values in RETURNS.items() if env.startswith(prefix)), ())
     header = ["agent", "grounding", "seeds", f"DFM({HORIZON})", "of the arm's", "real", "none", f"DFM({SHORT})"]
     header += ["decoder error", "of the arm's", *(f"suite steps to {threshold:g}" for threshold in returns)]
-    arms = {row.task: _lasts(row) for row in reversed(rows) if row.agent == BASELINE and has_imagination(row)}
+    arms = [row for row in rows if row.agent == BASELINE and has_imagination(row)]
     body = []
     for row in rows:
-        mine, arm = _lasts(row), arms.get(row.task, {})
+        rivals = [arm for arm in arms if arm.task == row.task]
+        mine, arm = _lasts(row), _lasts(rivals[0]) if len(rivals) == 1 else {}  # of several none is the arm
         names = sorted({str(run.manifest["grounding"]) for run in row.runs if "grounding" in run.manifest})
-        cells = [row.label, ", ".join(names) or "-", str(len(row.runs)), _mean(mine, "dfm"), _share(mine, arm, "dfm")]
+        budget = f", {format_steps(row.steps)}" if any(row.label == o.label and row.steps != o.steps for o in rows) else ""
+        cells = [row.label + budget, ", ".join(names) or "-", str(len(row.runs))]
+        cells += [_mean(mine, "dfm"), _share(mine, arm, "dfm")]
         cells += [_mean(mine, name) for name in ("dfm_real", "dfm_none", "dfm_short", "decoder_error")]
         cells += [_share(mine, arm, "decoder_error"), *(_steps(row, threshold) for threshold in returns)]
         body.append(cells)
@@ -86,20 +87,21 @@ def _table(rows: Sequence[Row], env: str) -> Iterator[str]:
 
 
 def _lasts(row: Row) -> dict[str, FloatArray]:
-    """Means over the last evaluations of each run, (R,) by column."""
+    """Means over the last evaluations of each run that has such, (R,) by column."""
     series = [of for of in map(imagination_of, row.runs) if of]
-    return {name: np.array([of[name][-LAST:].mean() for of in series if name in of]) for name in COLUMNS}
+    known = {name: [of[name][np.isfinite(of[name])][-LAST:] for of in series if name in of] for name in COLUMNS}
+    return {name: np.array([values.mean() for values in of if len(values)]) for name, of in known.items()}
 
 
 def _mean(values: dict[str, FloatArray], name: str) -> str:
     of = values.get(name, np.empty(0))
-    if not len(of) or not np.isfinite(of).all():
+    if not len(of):
         return "-"
     return f"{of.mean():.3g}" + (f" {brackets(*interval(of, np.mean), '{:.3g}')}" if len(of) > 1 else "")
 
 
 def _share(mine: dict[str, FloatArray], arm: dict[str, FloatArray], name: str) -> str:
-    if not len(mine.get(name, ())) or not len(arm.get(name, ())):
+    if not len(mine.get(name, ())) or not len(arm.get(name, ())) or not arm[name].mean():
         return "-"
     return f"{mine[name].mean() / arm[name].mean():.2f}"
 

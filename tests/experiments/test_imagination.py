@@ -152,6 +152,28 @@ def test_report_compares_within_one_world(tether, tmp_path: Path) -> None:
     assert " SAC " in tether("report", tmp_path).out.partition("## Probability of improvement")[2]
 
 
+def cells_of(text: str) -> dict[str, list[str]]:
+    section = text.partition("## Imagination")[2].partition("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in section.splitlines() if line.startswith("|")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_report_with_holes(tether, tmp_path: Path) -> None:
+    """What is not known is left out; of two arms none is the arm, and runs of other budgets say theirs."""
+    nan, returns = float("nan"), [500.0] * 6
+    exported(tmp_path, "DreamerV3", 0, [8.0] * 6, returns)
+    exported(tmp_path, "GIRL", 0, [3.0, 3.0, 4.0, 4.0, nan, 4.0], returns, config={"env_kwargs": {"action_repeat": 2}})
+    exported(tmp_path, "GIRL", 1, [nan] * 6, returns)
+    exported(tmp_path, "GIRL", 2, [2.0] * 6, returns, steps=700)
+    found = cells_of(tether("report", tmp_path).out)
+    assert found["GIRL, 600"][2:4] == ["3.75", "0.47"]
+    assert found["GIRL, 700"][2:4] == ["2", "-"]  # its budget is not the arm's
+    exported(tmp_path, "DreamerV3", 1, [6.0] * 6, returns, config={"env_kwargs": {"action_repeat": 2}, "arguments": {"a": 1}})
+    assert cells_of(tether("report", tmp_path).out)["GIRL, 600"][2:4] == ["3.75", "-"]
+    exported(tmp_path, "SAC", 0, [nan] * 6, returns, config={"env_kwargs": None})
+    assert tether("report", tmp_path).code == 0
+
+
 def test_an_encoder_whose_package_is_missing(refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "transformers" else found(name))
@@ -179,6 +201,7 @@ def test_causes_of_drift(tether, tmp_path: Path, capsys) -> None:
     assert json.loads(path.read_text())["numbers"] == {name: [pytest.approx(row) for row in numbers[name]] for name in kinds}
     assert drift_causes.main(words) == 0
     assert "All of it is in" in capsys.readouterr().out
+    assert json.loads(path.read_text())["command"].endswith(" --seeds 2 --only 'DreamerV3 arm' GIRL 'grounding alone'")
     assert json.loads(path.read_text())["earlier"][0]["revision"] == result["revision"]
     assert "| DFM(40) |" in " ".join((tmp_path / "out" / "drift-causes.md").read_text().split())
     assert all(row["dfm"] > 0.0 and row["error"] > 0.0 for rows in numbers.values() for row in rows)

@@ -10,12 +10,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.lines import Line2D
 from stable_baselines3.common.logger import configure
 
 from tether.experiments.diagnostics import ROWS, export_diagnostics, read_diagnostics
 from tether.experiments.errors import UsageError
-from tether.experiments.figures import _layout
+from tether.experiments.figures import _draw_log, _layout, _place_legend
 from tether.experiments.published import COLUMNS, read_published
 from tether.experiments.report import SUMMARY_COLUMNS, report
 from tether.experiments.runs import RunError, group, load_runs
@@ -511,6 +513,26 @@ class TestUnseenLevelsAndTrustRegion:
         picture = imread(tmp_path / "out" / "distances.png")
         assert picture.shape[2] == 4
         assert picture[:, [0, -1]].min() == 1.0  # a legend that is too wide is cut off there
+
+    def test_legends_of_any_length_are_whole(self) -> None:
+        """Long names stand below each other, and what is too long for a line of its own is broken."""
+        for words in (1, 8, 30):
+            figure = Figure(figsize=(4.7, 3.6), dpi=150, layout="constrained")
+            figure.subplots()
+            names = [f"GIRL ({', '.join([f'argument_{i}=value'] * words)})" for i in range(4)]
+            _place_legend(figure, [Line2D([], [], label=name) for name in names], 4)
+            box = figure.legends[0].get_window_extent()
+            assert len(figure.legends) == 1
+            assert box.width <= figure.bbox.width
+            told = [" ".join(text.get_text().split()) for text in figure.legends[0].get_texts()]
+            assert told == names
+
+    def test_logs_without_a_step_in_common(self) -> None:
+        """Each is drawn as it is."""
+        axis = Figure().subplots()
+        logs = [{"timesteps": np.array(steps), "x": np.array(steps)} for steps in ([1000.0, 2000.0], [3000.0, 4000.0])]
+        _draw_log(axis, logs, "x", {"color": "k"})
+        assert [line.get_xdata().tolist() for line in axis.get_lines()] == [[1000.0, 2000.0], [3000.0, 4000.0]]
 
     def test_no_picture_without_diagnostics(self, tmp_path: Path) -> None:
         write_run(tmp_path / "runs")
