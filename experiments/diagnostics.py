@@ -16,7 +16,7 @@ KEYS = (
     "approx_kl", "clip_fraction", "trust_region", "trust_region_bound", "embedding_norm", "embedding_norm_max",
     "embedding_norm_bound", "gate", "gate_std", "conformal_factor", "conformal_factor_max",
     "grad_norm_encoder", "grad_norm_head", "entropy_loss", "explained_variance", "beta", "information_gain",
-    "performance_loss",
+    "performance_loss", "decoder_loss", "reward_loss",
 )  # fmt: skip
 MARKS = ("approx_kl", "trust_region")  # a row without them is of something else
 ROWS = 200  # of an exported file; a maximum is that of the rows it stands for, everything else their mean
