@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch as th
+from gymnasium import spaces
 from matplotlib.figure import Figure
+from stable_baselines3.common.preprocessing import maybe_transpose
 
 from tether.agents.girl.drift import Episode
 from tether.agents.girl.networks import seen
@@ -38,17 +40,25 @@ class EpisodeRecorder:
     def __call__(self, local: dict[str, Any], _: dict[str, Any]) -> None:
         env = local["i"]
         action = self.policy.to_model(local["actions"][env : env + 1])[0]
-        self.running[env].append((_row(seen(local["observations"], self.space), env), action))
+        self.running[env].append((_row(self._seen(local["observations"]), env), action))
         if local["done"]:
             last = local["info"].get("terminal_observation")
             if last is not None:
                 is_dict = isinstance(last, dict)
                 one = {name: np.asarray([part]) for name, part in last.items()} if is_dict else np.asarray([last])
-                rows = [observation for observation, _ in self.running[env]] + [_row(seen(one, self.space), 0)]
+                rows = [observation for observation, _ in self.running[env]] + [_row(self._seen(one), 0)]
                 actions = np.stack([action for _, action in self.running[env]])
                 observations = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
                 self.episodes.append(Episode(observations, actions))
             self.running[env] = []
+
+    def _seen(self, observations: Any) -> dict[str, np.ndarray]:
+        """Parts by name (n, ...), pictures with channels first, as SB3's ``predict`` turns them."""
+        if isinstance(self.space, spaces.Dict):
+            turned: Any = {name: maybe_transpose(part, self.space[name]) for name, part in observations.items()}
+        else:
+            turned = maybe_transpose(observations, self.space)
+        return seen(turned, self.space)
 
 
 def _row(observations: dict[str, np.ndarray], env: int) -> dict[str, np.ndarray]:

@@ -163,6 +163,8 @@ class Agent(BaseAlgorithm):
             if folder is not None and in_a_row == 1:
                 error.save_report(folder)
             if self.on_nonfinite == "stop" or in_a_row > SKIPS:
+                if kind == "collect":
+                    self._last_obs = None  # the environments have gone on: who learns on begins new episodes
                 raise
             logger.warning("%s at step %d, which is skipped.", error.culprit, error.step)
             self._skipped += 1

@@ -34,7 +34,8 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
         if inner is not None and _shapes(inner.observation_space) != _shapes(self.observation_space):
             raise ValueError(
                 "VecNormalize lies below a wrapper that changes the shape of observations (a frame stack, or SB3's turning of "
-                "pictures to channels first): put it outermost, as in VecNormalize(VecFrameStack(env, 4))."
+                "pictures to channels first): put it outermost, as in VecNormalize(VecFrameStack(env, 4)) or "
+                "VecNormalize(VecTransposeImage(env))."
             )
         super()._setup_model()
         self._collected = [0, 0]  # steps and episodes since the last call of `train`
@@ -121,6 +122,8 @@ class OffPolicyAgent(Agent, OffPolicyAlgorithm):
         progress_bar: bool = False,
     ) -> SelfOffPolicyAgent:
         """Train for ``total_timesteps`` env steps; arguments as in SB3."""
+        if self._last_obs is None and self.replay_buffer is not None:
+            end_last_trajectory(self.replay_buffer)
         if reset_num_timesteps or self._last_obs is None:
             self._collected = [0, 0]
         total_timesteps, callback = self._setup_learn(

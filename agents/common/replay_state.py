@@ -43,7 +43,8 @@ def write_replay_buffer(buffer: Any, store: BlockStore, steps: int, training: fl
         array = _as_numpy(value)
         former = None if touched is None else _LAST[buffer].entries.get(name)
         clean = _unchanged(former, touched, rows_per_block(array))
-        entries[name] = store.write(array, rows if len(array) == size else len(array), clean)
+        of_rows = array.shape[:2] == (size, buffer.n_envs)  # others tell of every environment something
+        entries[name] = store.write(array, rows if of_rows else len(array), clean)
     _LAST[buffer] = _Written(position, steps, training, entries, store)
     return {"position": position, "full": buffer.full, "size": size, "arrays": entries, "rest": _rest(buffer)}
 

@@ -42,12 +42,21 @@ class Drift(NamedTuple):
     honest: str
 
     def dfm(self, horizon: int, variant: str | None = None) -> float:
-        """DFM(H) of a variant; None: of the honest one."""
-        return float(self.kl[variant or self.honest][:horizon].mean())
+        """DFM(H) of a variant; None: of the honest one.
+
+        :raises ValueError: if so many lags were not measured
+        """
+        return self._upto(self.kl, horizon, variant)
 
     def error(self, horizon: int, variant: str | None = None) -> float:
-        """Mean of the decoder's error up to a lag."""
-        return float(self.decoder_error[variant or self.honest][:horizon].mean())
+        """Mean of the decoder's error up to a lag; arguments as those of :meth:`dfm`."""
+        return self._upto(self.decoder_error, horizon, variant)
+
+    def _upto(self, values: dict[str, np.ndarray], horizon: int, variant: str | None) -> float:
+        of = values[variant or self.honest]
+        if not 1 <= horizon <= len(of):
+            raise ValueError(f"The drift was measured over lags 1 to {len(of)}, and not to {horizon}.")
+        return float(of[:horizon].mean())
 
 
 class Paths(NamedTuple):

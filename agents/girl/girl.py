@@ -201,6 +201,7 @@ class GIRL(OffPolicyAgent):
         self.precision, self.compile_loss = precision, compile_loss
         self._debt = 0.0  # updates that are due
         self._warm = False  # whether delta_0 is set
+        self._normalizes = False  # whether it learns from what a VecNormalize makes of observations
         self._belief: Belief | None = None
         self._meter = Meter()
         self._graphs: dict[tuple[bool, bool], CapturedCall] = {}
@@ -226,12 +227,9 @@ class GIRL(OffPolicyAgent):
         }  # fmt: skip
         super()._setup_model()
         self.policy_kwargs, self.signals.policy = own, self.policy
-        rows = self.replay_buffer.buffer_size
-        if rows < self.batch_length:
-            raise ValueError(
-                f"The replay memory has {rows} rows for each of {self.n_envs} environments, fewer than batch_length="
-                f"{self.batch_length}: raise buffer_size, or lower batch_length."
-            )
+        self._check_room(self.replay_buffer)
+        if self.env is not None:
+            self._normalizes = self._vec_normalize_env is not None and self._vec_normalize_env.norm_obs
         region = self.policy.trust_region
         region.step_size, region.bounds = self.beta_step_size, self.beta_bounds
         region.tau_eig, region.tau_rpl = self.tau_eig, self.tau_rpl
@@ -248,6 +246,13 @@ class GIRL(OffPolicyAgent):
         self._behaviour_losses: Callable[[Batch], Any] = self.behaviour_losses
         if self.compile_loss:
             self._model_loss, self._behaviour_losses = CompiledCall(self.model_loss), CompiledCall(self.behaviour_losses)
+
+    def _check_room(self, memory: SequenceReplay) -> None:
+        if memory.buffer_size < self.batch_length:
+            raise ValueError(
+                f"The replay memory has {memory.buffer_size} rows for each of {self.n_envs} environments, fewer than "
+                f"batch_length={self.batch_length}: raise buffer_size, or lower batch_length."
+            )
 
     @staticmethod
     def _adam(parameters: Iterable[th.nn.Parameter], rate: float, eps: float) -> th.optim.Adam:
@@ -273,7 +278,8 @@ class GIRL(OffPolicyAgent):
 
     def _with_prediction(self, sequences: int) -> th.Tensor:
         """Which of so many sequences have a prior that sees what imagination has in the place of c; bool."""
-        return (th.arange(sequences + 1, device=self.device) * self.predicted_share).ceil().diff() > 0
+        upto = th.arange(sequences + 1, dtype=th.float64, device=self.device) * self.predicted_share
+        return (upto - 1e-9).ceil().diff() > 0  # 50 times 0.3 is 15 and a last bit
 
     def observe(self, batch: Batch) -> Filtered:
         """Filter a batch of sequences, with its noise."""
@@ -339,7 +345,8 @@ class GIRL(OffPolicyAgent):
             if policy.ensemble is not None:
                 batch = self._draw()
                 inputs, _, weight = self.transitions(batch, self.observe(batch))
-                eig = policy.ensemble.information_gain(inputs, weight)
+                gain = policy.ensemble.information_gain(inputs, weight)
+                eig = th.where(weight.any(), gain, region.eig_reference)  # a batch may have no transition
             region.set_radius(eig, rpl)
         self._meter.add({"information_gain": eig, "performance_loss": rpl})
 
@@ -365,6 +372,11 @@ class GIRL(OffPolicyAgent):
 
     def _signal_of_episode(self, observations: dict[str, th.Tensor]) -> th.Tensor | None:
         """Grounding vectors of observations as the policy sees them: encoders know them as the replay memory has them."""
+        if self._normalizes and self._vec_normalize_env is None and self.signals.name is not None:
+            raise ValueError(
+                "The agent learnt from observations that a VecNormalize scaled, and has none now: give it its environment, as "
+                "in GIRL.load(path, env=env)."
+            )
         return self.signals.of_episode(scaled(observations, self._vec_normalize_env, back=True))
 
     # ------------------------------------------------------------------ behaviour
@@ -480,12 +492,13 @@ class GIRL(OffPolicyAgent):
         for _ in range(updates):
             self._meter.add(self._one_update())
             self._n_updates += 1
-            if self._warm and self._n_updates % self.radius_interval == 0:
+            if self.trust_region and self._warm and self._n_updates % self.radius_interval == 0:
                 self._refresh_radius()
 
     def _one_update(self) -> Info:
         batch = self._draw()
-        with_ensemble = self.policy.ensemble is not None and self._n_updates % self.ensemble_interval == 0
+        with_ensemble = self.policy.ensemble is not None and self.trust_region
+        with_ensemble = with_ensemble and self._n_updates % self.ensemble_interval == 0
         with_student = self.policy.student is not None and self._n_updates % self.distill_interval == 0
         parts = with_ensemble, with_student
         if self.device.type != "cuda" or not self.captures:
@@ -615,7 +628,8 @@ class GIRL(OffPolicyAgent):
         Embeddings are made again: another encoder's would say nothing.
 
         :param truncate_last_traj: the next row begins a new episode
-        :raises ValueError: if the file holds no sequences, or those of other spaces or of another number of environments
+        :raises ValueError: if the file holds no sequences, those of other spaces or of another number of environments, or has
+            no room for one
         """
         memory = load_from_pkl(path, self.verbose)
         if not isinstance(memory, SequenceReplay):
@@ -624,6 +638,7 @@ class GIRL(OffPolicyAgent):
             theirs, ours = getattr(memory, name), getattr(self, name)
             if theirs != ours:
                 raise ValueError(f"{path} was made with {name} {theirs}, and this agent has {ours}: make both alike.")
+        self._check_room(memory)
         memory.move_to(self.device)
         memory.renew_embeddings(self.replay_buffer.embeddings.shape[-1])
         self.replay_buffer = memory

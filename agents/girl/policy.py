@@ -221,14 +221,17 @@ class GIRLPolicy(BasePolicy):
         """What the environment takes, of actions (n, A) of the world model."""
         if self.discrete:
             return actions.argmax(-1) + self.action_space.start  # type: ignore[attr-defined]
-        return self.unscale_action(actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
+        chosen = self.unscale_action(actions.reshape(-1, *self.action_space.shape))  # type: ignore[misc]
+        return np.clip(chosen, self.action_space.low, self.action_space.high)  # type: ignore[attr-defined]
 
     def to_model(self, actions: np.ndarray) -> np.ndarray:
         """What the world model takes (n, A), of the environment's actions."""
         if self.discrete:
             return np.eye(self.action_dim, dtype=np.float32)[np.asarray(actions) - self.action_space.start]  # type: ignore[attr-defined]
-        scaled = self.scale_action(np.asarray(actions))
-        return scaled.reshape(len(scaled), -1).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            scaled = self.scale_action(np.asarray(actions))
+        free = self.action_space.high > self.action_space.low  # type: ignore[attr-defined]
+        return np.where(free, scaled, 0.0).reshape(len(scaled), -1).astype(np.float32)
 
     def predict(
         self,
@@ -263,7 +266,11 @@ class GIRLPolicy(BasePolicy):
         rows = seen(observation, self.observation_space)
         n = len(next(iter(rows.values())))
         actions, _ = self.act(rows, None, np.ones(n, bool), deterministic)
-        return th.as_tensor(actions)
+        return th.as_tensor(self.to_env(actions) if self.discrete else actions)
+
+    def forward(self, observation: Any, deterministic: bool = False) -> th.Tensor:
+        """Actions of first observations, as SB3's policies give them: those of a Box in [-1, 1]."""
+        return self._predict(observation, deterministic)
 
     def set_training_mode(self, mode: bool) -> None:
         """As SB3's, which walks through all modules at every action."""

@@ -27,7 +27,7 @@ def _zeros(shape: tuple[int, ...], dtype: th.dtype, device: th.device) -> th.Ten
 
 
 class SequenceReplay(BaseBuffer):
-    """Sequences of consecutive rows, drawn uniformly; they may cross from one episode into the next.
+    """Sequences of consecutive rows, which may cross from one episode into the next: a ring is drawn, then one of it.
 
     :param buffer_size: rows of all environments together; a row of 64 x 64 RGB has 12 kB and 1,280 numbers of an embedding.
         On a CPU memory is taken as the rows are written, on a GPU at once

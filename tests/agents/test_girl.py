@@ -16,7 +16,8 @@ from stable_baselines3.common.save_util import save_to_pkl
 from stable_baselines3.common.vec_env import VecNormalize
 from torch.nn import functional as F
 
-from tether.agents import GIRL
+from tests.kit.worlds import Bandit, Identity
+from tether.agents import GIRL, NonFiniteError
 from tether.agents.common.value_distributions import TwoHot
 from tether.agents.girl.behaviour import Actor, ReturnScale
 from tether.agents.girl.drift import Drift, Episode, measure_drift
@@ -563,6 +564,9 @@ def test_drift_of_a_wrong_linear_model_golden_numbers():
     kl = np.array([latent.kl(predictive(0.9, lag), predictive(0.8, lag)).item() for lag in lags])
     assert kl == pytest.approx([0.5, 0.88361, 1.15784, 1.33264, 1.4221], abs=1e-5)
     drift = Drift({"none": kl}, {"none": kl}, "none")
+    for lag in (0, lags[-1] + 1000):
+        with pytest.raises(ValueError, match="measured over lags 1 to"):
+            drift.dfm(lag)
     assert [drift.dfm(h) for h in lags] == pytest.approx([0.5, 0.69181, 0.84715, 0.96852, 1.05924], abs=1e-5)
 
 
@@ -795,7 +799,7 @@ def test_compiled_losses_have_the_gradients_of_the_eager_ones():
             assert th.allclose(eager, compiled, rtol=1e-3, atol=1e-4 * max(1.0, eager.abs().max().item()))
 
 
-def test_drift_under_a_normalizer_shows_encoders_what_they_learnt_from():
+def test_drift_under_a_normalizer_shows_encoders_what_they_learnt_from(tmp_path):
     """Recorded observations are normalised; the grounding vectors are those that the replay memory has."""
     env = VecNormalize(make_vec_env("Pendulum-v1", 1))
     agent = make(env).learn(150)
@@ -807,6 +811,12 @@ def test_drift_under_a_normalizer_shows_encoders_what_they_learnt_from():
     again = agent._signal_of_episode(shown)
     assert (shown["observation"] - raw["observation"]).abs().max() > 0.1
     assert (kept - again).square().mean() < 1e-3
+    agent.save(tmp_path / "it")
+    recorded = Episode({"observation": shown["observation"][:9, 0].numpy()}, np.zeros((8, 1), np.float32))
+    with pytest.raises(ValueError, match="give it its environment"):
+        GIRL.load(tmp_path / "it").measure_drift([recorded], 5)
+    back = GIRL.load(tmp_path / "it", env=make_vec_env("Pendulum-v1", 1))
+    assert back.measure_drift([recorded], 5).dfm(5, "real") == agent.measure_drift([recorded], 5).dfm(5, "real")
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3)])
@@ -845,6 +855,8 @@ def test_replay_memory_is_saved_and_loaded(trained, tmp_path):
         two.load_replay_buffer(tmp_path / "memory")
     with pytest.raises(ValueError, match="was made with observation_space"):
         make("CartPole-v1").load_replay_buffer(tmp_path / "memory")
+    with pytest.raises(ValueError, match="has 2000 rows for each of 1 environments, fewer than batch_length=2001"):
+        make(buffer_size=3000, batch_length=2001).load_replay_buffer(tmp_path / "memory")
 
 
 @pytest.mark.parametrize("kwargs", [{}, ARM], ids=["another encoder", "no encoder"])
@@ -905,13 +917,99 @@ def test_memory_on_a_cpu_is_taken_as_it_is_written():
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1e6  # kB
 
 
-def test_no_ensemble_without_a_region_to_follow_it():
+def test_no_ensemble_without_a_region_to_follow_it(trained, tmp_path):
     assert make(trust_region=False).policy.ensemble is None
+    trained.save(tmp_path / "it")
+    agent = GIRL.load(tmp_path / "it", env="Pendulum-v1", trust_region=False)
+    before = copy.deepcopy([agent.policy.ensemble.state_dict(), agent.policy.trust_region.state_dict()])
+    agent.learn(150, reset_num_timesteps=False)
+    after = [agent.policy.ensemble.state_dict(), agent.policy.trust_region.state_dict()]
+    assert agent._n_updates > trained._n_updates + agent.radius_interval
+    assert all(th.equal(part[name], then[name]) for part, then in zip(after, before, strict=True) for name in part)
 
 
 def test_region_without_a_drift_is_not_activated():
     with pytest.raises(ValueError, match="update before you activate"):
         TrustRegion().activate()
+
+
+def test_batches_without_a_transition_tell_nothing_of_information():
+    """Episodes of one step in sequences of two rows: some only join one to the next."""
+    agent = make(Bandit(), batch_size=1, batch_length=2, tau_rpl=0.0, warmup_steps=70).learn(90)
+    region, draw, batches, silent = agent.policy.trust_region, agent._draw, [], 0
+    agent._draw = lambda: batches.append(draw()) or batches[-1]
+    for _ in range(20):
+        before = region.eig_reference.clone()
+        agent._refresh_radius()
+        if batches[-1]["first"][1].all():
+            silent += 1
+            assert region.delta == region.delta_0
+            assert region.eig_reference == before
+    assert 0 < silent < 20
+
+
+def test_share_of_predicted_conditions_is_rounded_up():
+    agent = make()
+    for sequences, share, expected in ((50, 0.3, 15), (25, 0.6, 15), (4, 0.3, 2), (8, 0.5, 4), (3, 0.0, 0), (3, 1.0, 3)):
+        agent.predicted_share = share
+        assert agent._with_prediction(sequences).sum() == expected
+
+
+class Counting(gym.Env):
+    """Shows how many steps the episode has; a reward is not finite at one step."""
+
+    observation_space = spaces.Box(-np.inf, np.inf, (1,), np.float32)
+
+    def __init__(self, action_space=None, at=None):
+        self.action_space = action_space or spaces.Box(-1.0, 1.0, (1,), np.float32)
+        self.at, self.total = at, 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert self.action_space.contains(action), action
+        self.steps, self.total = self.steps + 1, self.total + 1
+        return np.full(1, self.steps, np.float32), float("nan") if self.total == self.at else 0.0, False, self.steps == 40, {}
+
+
+def test_learning_on_after_a_number_that_is_not_finite_joins_no_steps():
+    agent = make(Counting(at=75))
+    with pytest.raises(NonFiniteError, match="reward"):
+        agent.learn(200)
+    agent.learn(60, reset_num_timesteps=False)
+    memory = agent.replay_buffer
+    seen, first = memory.observations["observation"][: memory.size(), 0, 0], memory.first[: memory.size(), 0]
+    assert memory.size() > 130
+    assert th.equal(seen[1:][~first[1:]], seen[:-1][~first[1:]] + 1.0)
+    assert (seen[first] == 0.0).all()
+
+
+@pytest.mark.parametrize("bounds", [((-2.0, -2.0), (-0.8, -0.8)), ((0.0, -1.0), (0.0, 1.0))], ids=["rounded", "one is fixed"])
+def test_actions_stay_in_their_box(bounds):
+    agent = make(Counting(spaces.Box(*(np.array(bound, np.float32) for bound in bounds)))).learn(250)
+    assert agent.replay_buffer.actions.abs().max() <= 1.0  # also not nan
+    assert agent.policy(th.zeros(3, 1)).shape == (3, 2)
+
+
+def test_policy_called_as_a_module_gives_what_predict_gives():
+    agent = make(Identity(spaces.Discrete(3, start=5)))
+    observations = np.array([5, 6, 7])
+    told = agent.policy(*agent.policy.obs_to_tensor(observations)[:1], deterministic=True)
+    assert told.tolist() == agent.predict(observations, None, np.ones(3, bool), deterministic=True)[0].tolist()
+
+
+def test_checkpoint_of_as_many_rows_as_environments(tmp_path):
+    """What is kept of every environment is not cut to the rows that are written."""
+    env = make_vec_env(Counting, 6)
+    agent = make(env, buffer_size=36, batch_length=6, batch_size=2, learning_starts=500).learn(12)
+    agent.save_checkpoint(tmp_path)
+    back = GIRL.load_checkpoint(tmp_path, make_vec_env(Counting, 6), device="cpu").replay_buffer
+    for name in ("totals", "looked", "begins", "ages", "first", "rewards"):
+        assert np.array_equal(getattr(back, name), getattr(agent.replay_buffer, name)), name
+    assert back.totals.tolist() == [3] * 6
 
 
 def test_two_environments():

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from tests.kit.resume import difference, everything
@@ -18,6 +20,7 @@ from tether.agents.girl.latents import CategoricalLatent
 from tether.agents.girl.picture_encoders import RESOLUTION, newest_frame, picture_encoder
 from tether.agents.girl.replay import SequenceReplay
 from tether.agents.girl.student import CHECKED, Student
+from tether.experiments.imagination import EpisodeRecorder
 
 SMALL = {
     "batch_size": 2, "batch_length": 6, "horizon": 3, "train_ratio": 3.0, "learning_starts": 30, "pretrain_updates": 1,
@@ -221,6 +224,16 @@ def test_frozen_encoder_stays_as_it_is(distilled):
     assert not any(p.requires_grad for p in agent.signals.encoder.parameters())
     assert checksum(agent.signals.encoder) == before
     assert agent.policy.grounding.psi[1].weight.grad is not None  # Psi learns, from the KL
+
+
+def test_recorded_pictures_have_their_channels_first(distilled):
+    recorder = EpisodeRecorder(distilled)
+    evaluate_policy(distilled, Monitor(Pictures()), 1, callback=recorder)
+    [episode] = recorder.episodes
+    (picture,) = distilled.policy.parts.values()
+    (seen,) = episode.observations.values()
+    assert seen.shape[1:] == picture.shape
+    assert np.isfinite(distilled.measure_drift([episode], 3).dfm(3))
 
 
 def test_drift_of_pictures(distilled):
