@@ -38,12 +38,13 @@ def write_replay_buffer(buffer: Any, store: BlockStore, steps: int, training: fl
     size, position = buffer.buffer_size, buffer.pos
     rows = size if buffer.full else min(size, position + 1)
     touched = _touched(buffer, _LAST.get(buffer), store, steps, training)
+    shape = (size, buffer.n_envs) if hasattr(buffer, "n_envs") else (size,)  # other arrays tell of environments
     entries: dict[str, Any] = {}
     for name, value in _arrays(buffer):
         array = _as_numpy(value)
         former = None if touched is None else _LAST[buffer].entries.get(name)
         clean = _unchanged(former, touched, rows_per_block(array))
-        of_rows = array.shape[:2] == (size, buffer.n_envs)  # others tell of every environment something
+        of_rows = array.shape[: len(shape)] == shape
         entries[name] = store.write(array, rows if of_rows else len(array), clean)
     _LAST[buffer] = _Written(position, steps, training, entries, store)
     return {"position": position, "full": buffer.full, "size": size, "arrays": entries, "rest": _rest(buffer)}
