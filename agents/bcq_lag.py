@@ -11,9 +11,10 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from torch import nn
 
 from .common.batched import BatchedMLP, BatchedValues, copy_of, frozen, move_towards, torch_default
-from .common.offline import Batch, Draw, OfflineAgent, require_at_least
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData, cost_threshold
 from .common.offline_policy import OfflinePolicy
+from .common.ranges import require_at_least
 from .common.vae import ActionVAE
 
 

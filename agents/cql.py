@@ -18,9 +18,10 @@ from torch import nn
 from .common.batched import BatchedMLP, BatchedValues, copy_of, frozen, move_towards, torch_default
 from .common.guardian import KernelGuardian
 from .common.min_max import MinMax
-from .common.offline import Batch, Draw, OfflineAgent, require_at_least
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData
 from .common.offline_policy import OfflinePolicy
+from .common.ranges import require_at_least
 
 BINS = 5  # of each action, of whose joint modes trajectories are resampled
 LEAKY = partial(nn.LeakyReLU, 0.01, inplace=True)

@@ -36,9 +36,10 @@ from .common.batched import (
 from .common.diffusion import Diffusion
 from .common.expectile import expectile_loss, reversed_expectile_loss
 from .common.mish import Mish, mish
-from .common.offline import Batch, Draw, OfflineAgent, require_at_least
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData, reward_scale
 from .common.offline_policy import OfflinePolicy
+from .common.ranges import require_at_least
 
 ACTION_EDGE = 1e-5  # the data's actions are clipped to 1 - this
 

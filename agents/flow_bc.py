@@ -12,8 +12,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from .common.chunk_policy import ChunkPolicy, with_horizon
 from .common.chunks import chunks_of
 from .common.flow import FlowNetwork, euler_flow, flow_matching_loss
-from .common.offline import Batch, Draw, OfflineAgent, require_at_least
+from .common.offline import Batch, Draw, OfflineAgent
 from .common.offline_data import OfflineData
+from .common.ranges import require_at_least
 
 
 class FlowBCPolicy(ChunkPolicy):

@@ -13,7 +13,8 @@ import torch as th
 from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.flow import uniform_times
-from .common.offline import Batch, require_at_least
+from .common.offline import Batch
+from .common.ranges import require_at_least
 from .fmq.flow_maps import FlowMapAgent, FlowMapPolicy
 
 

@@ -11,8 +11,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from .common.chunk_policy import RankedChunkPolicy
 from .common.flow import FlowNetwork, euler_flow, flow_matching_loss
-from .common.offline import Batch, require_at_least
+from .common.offline import Batch
 from .common.offline_to_online import OfflineToOnlineAgent
+from .common.ranges import require_at_least
 
 
 class QCPolicy(RankedChunkPolicy):

@@ -1,4 +1,5 @@
-"""What a run may begin with: a dataset, to learn from or in the replay buffer of a peer, and the weights of a saved model."""
+"""What a run may begin with: a dataset, to learn from or in the replay buffer of a peer, and the weights of a saved model; and
+what is said then."""
 
 from __future__ import annotations
 
@@ -9,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .errors import UsageError, first_line
+from .published import same_task
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from stable_baselines3.common.base_class import BaseAlgorithm
 
     from tether.envs import OfflineDataset
@@ -138,3 +142,20 @@ def fill_replay_buffer(model: BaseAlgorithm, dataset: OfflineDataset, agent: str
         buffer.timeouts[:rows] = shared(dataset.timeouts & ~dataset.terminals)
     buffer.pos = rows
     end_last_trajectory(buffer)
+
+
+def remarks(config: RunConfig, dataset: OfflineDataset | None, model: BaseAlgorithm) -> Iterator[str]:
+    """Sentences on what may surprise: a dataset of another task, no updates, or at first only random steps.
+
+    :param model: as the run begins or goes on with it
+    """
+    named = None if dataset is None else dataset.meta.get("env_id")
+    if named and not same_task(named, config.env):
+        yield f"The dataset is of {named}, and the agent is evaluated in {config.env}."
+    first, length = getattr(model, "learning_starts", 0), getattr(model, "batch_length", 0)
+    if config.total < (length - 1) * model.n_envs:
+        yield f"{config.agent} learns from sequences of {length:,} steps (batch_length): this run is shorter."
+    if config.collects and config.total <= first:
+        yield f"{config.agent} learns after its first {first:,} steps (learning_starts): this run ends before."
+    elif (work := getattr(model, "first_work", "")) and model.num_timesteps <= first:
+        yield f"{config.agent} acts at random for {first:,} steps; then come {work} at once."

@@ -19,9 +19,8 @@ from .imagination import has_world_model
 from .interrupts import Stop, stoppable
 from .manifest import describe, read_manifest, write_json
 from .presets import build_arguments
-from .published import same_task
 from .run_config import RunConfig, identity_of, plain, refuse_other_configuration
-from .starting import dataset_of, fill_replay_buffer, sha256_of_model, start_from
+from .starting import dataset_of, fill_replay_buffer, remarks, sha256_of_model, start_from
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
@@ -155,8 +154,8 @@ class _Run:
             if rollbacks:
                 self._take_other_random_numbers(model, rollbacks)
             self._describe(model, env)
-            self._say_other_task()
-            self._say_first_updates(model)
+            for sentence in remarks(self.config, self.dataset, model):
+                self._say(sentence)
             write_json(self.folder / "manifest.json", self.manifest)
             return self._learn(model)
         finally:
@@ -223,22 +222,6 @@ class _Run:
         if self.dataset is not None and not self.config.offline:
             fill_replay_buffer(model, self.dataset, self.config.agent)
         return model
-
-    def _say_other_task(self) -> None:
-        """A dataset names the environment that it is of."""
-        named = None if self.dataset is None else self.dataset.meta.get("env_id")
-        if named and not same_task(named, self.config.env):
-            self._say(f"The dataset is of {named}, and the agent is evaluated in {self.config.env}.")
-
-    def _say_first_updates(self, model: BaseAlgorithm) -> None:
-        """Off-policy agents act at random first; world models learn from sequences, and then much at once."""
-        first, length = getattr(model, "learning_starts", 0), getattr(model, "batch_length", 0)
-        if self.config.total < (length - 1) * model.n_envs:
-            self._say(f"{self.config.agent} learns from sequences of {length:,} steps (batch_length): this run is shorter.")
-        if self.config.collects and self.config.total <= first:
-            self._say(f"{self.config.agent} learns after its first {first:,} steps (learning_starts): this run ends before.")
-        elif (work := getattr(model, "first_work", "")) and model.num_timesteps <= first:
-            self._say(f"{self.config.agent} acts at random for {first:,} steps; then come {work} at once.")
 
     def _describe(self, model: BaseAlgorithm, env: VecEnv) -> None:
         import torch as th

@@ -29,6 +29,7 @@ from .meter import Meter
 from .model_file import ModelFile, build_model, read_model
 from .offline_data import DataError, OfflineData
 from .offline_policy import OfflinePolicy
+from .ranges import require_at_least
 from .spaces_only import SpacesOnly
 
 SelfOfflineAgent = TypeVar("SelfOfflineAgent", bound="OfflineAgent")
@@ -404,10 +405,3 @@ class StepsBar(BaseCallback):
 
     def _on_training_end(self) -> None:
         self.bar.close()
-
-
-def require_at_least(least: float, **arguments: float) -> None:
-    """:raises ValueError: naming the first argument that is smaller"""
-    for name, value in arguments.items():
-        if not value >= least:
-            raise ValueError(f"{name} must be {least} or more, not {value}.")

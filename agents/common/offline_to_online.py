@@ -19,8 +19,9 @@ from .batched import move_towards
 from .chunk_policy import Plan, RankedChunkPolicy, with_horizon
 from .chunks import ChunkMemory, Transition, chunks_of
 from .finite import check_finite
-from .offline import Batch, Draw, OfflineAgent, require_at_least
+from .offline import Batch, Draw, OfflineAgent
 from .offline_data import OfflineData
+from .ranges import require_at_least
 from .rollout import stacked
 
 SelfOfflineToOnlineAgent = TypeVar("SelfOfflineToOnlineAgent", bound="OfflineToOnlineAgent")

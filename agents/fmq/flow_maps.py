@@ -18,8 +18,9 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 from ..common.batched import copy_of
 from ..common.chunk_policy import RankedChunkPolicy
 from ..common.flow import FlowNetwork, flow_matching_loss, interpolated, masked_mean, uniform_times
-from ..common.offline import Batch, require_at_least
+from ..common.offline import Batch
 from ..common.offline_to_online import OfflineToOnlineAgent
+from ..common.ranges import require_at_least
 from .search import Search, guided_beam_search
 
 Samples = tuple[th.Tensor, th.Tensor, th.Tensor]  # a_r and v, (S, B, A) each, and the mask (S, B, H)

@@ -19,7 +19,8 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from ..common.batched import frozen
 from ..common.flow import interpolated, masked_mean, uniform_times
-from ..common.offline import Batch, require_at_least
+from ..common.offline import Batch
+from ..common.ranges import require_at_least
 from .flow_maps import FlowMapAgent, FlowMapPolicy
 from .search import direction
 

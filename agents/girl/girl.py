@@ -26,7 +26,7 @@ from ..common.acceleration import CapturedCall, CompiledCall
 from ..common.finite import check_finite_info
 from ..common.meter import Meter
 from ..common.off_policy import OffPolicyAgent
-from ..common.offline import require_at_least
+from ..common.ranges import require_above_zero, require_at_least, require_shares
 from ..common.threads import threads_for, use_threads
 from .drift import CONTEXT, Dream, Drift, Episode, dream, measure_drift
 from .imagination import actor_loss, critic_loss, imagine
@@ -166,8 +166,8 @@ class GIRL(OffPolicyAgent):
         require_at_least(0, encoder_updates=encoder_updates, consistency_coef=consistency_coef, entropy_coef=entropy_coef)
         require_at_least(0, beta_step_size=beta_step_size, tau_eig=tau_eig, tau_rpl=tau_rpl)
         shares = {"gamma": gamma, "lambda_": lambda_, "slow_critic_fraction": slow_critic_fraction}
-        _require_shares(**shares, predicted_share=predicted_share)
-        _require_above_zero(
+        require_shares(**shares, predicted_share=predicted_share)
+        require_above_zero(
             train_ratio=train_ratio, model_grad_norm=model_grad_norm, behaviour_grad_norm=behaviour_grad_norm
         )
         low, high = _bounds(beta_bounds)
@@ -660,18 +660,6 @@ class GIRL(OffPolicyAgent):
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         return ["policy", *self._optimizers()], []
-
-
-def _require_shares(**values: float) -> None:
-    for name, value in values.items():
-        if not 0.0 <= value <= 1.0:
-            raise ValueError(f"{name} must be in [0, 1], not {value}.")
-
-
-def _require_above_zero(**values: float) -> None:
-    for name, value in values.items():
-        if not value > 0.0:
-            raise ValueError(f"{name} must be above 0, not {value}.")
 
 
 def _bounds(of_beta: Sequence[float]) -> tuple[float, float]:

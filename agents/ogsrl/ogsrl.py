@@ -28,8 +28,9 @@ from ..common.conjugate_gradient import conjugate_gradient
 from ..common.constrained_step import constrained_step
 from ..common.finite import NonFiniteError
 from ..common.min_max import MinMax
-from ..common.offline import Batch, Draw, OfflineAgent, require_at_least
+from ..common.offline import Batch, Draw, OfflineAgent
 from ..common.offline_data import DataError, OfflineData
+from ..common.ranges import require_at_least
 from .policy import OGSRLPolicy
 from .rollout import Rollout, Steps, by_seed
 from .world import World
